@@ -1,0 +1,12 @@
+"""Bi-level routing attention on plain tensors; needs torch only.
+
+:func:`route_regions` chooses the routes, :func:`routed_attention` attends along them. ``BACKENDS``
+lists the implementations of the latter in the order in which ``backend='auto'`` tries them.
+"""
+
+from .attention import routed_attention
+from .backends import BACKENDS
+from .regions import num_regions
+from .routing import region_means, route_regions
+
+__all__ = ['BACKENDS', 'num_regions', 'region_means', 'route_regions', 'routed_attention']

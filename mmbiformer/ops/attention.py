@@ -1,0 +1,109 @@
+"""The public routed attention: checks, choice of backend, dispatch."""
+
+import logging
+
+from torch import Tensor
+
+from .backends import BACKENDS
+from .regions import num_regions
+
+logger = logging.getLogger(__name__)
+
+
+def routed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    *,
+    num_heads: int,
+    region_size: tuple[int, int],
+    key_region_size: tuple[int, int] | None = None,
+    scale: float | None = None,
+    backend: str = 'auto',
+) -> Tensor:
+    """Let the tokens of each query region attend to all tokens of its routed key regions.
+
+    Bi-level routing attention, fine level (BiFormer, equations 5 to 7, without the LePE term). Maps
+    go in and out in image order, channels last; slices of a packed projection are welcome. Queries
+    may come from another map than keys and values. Where a map is not a multiple of its region
+    size, regions at the right and bottom hold fewer tokens, and nothing beyond the edge is attended
+    to.
+
+    Args:
+        query: (B, Hq, Wq, C).
+        key: (B, Hk, Wk, C).
+        value: (B, Hk, Wk, Cv).
+        routes: int64, (B, Rq, k): for each query region its key regions, numbered row by row, as
+            :func:`mmbiformer.ops.route_regions` gives them. A region listed twice counts twice.
+        num_heads: Number of heads; C and Cv must be multiples of it.
+        region_size: Height and width of a query region, in tokens.
+        key_region_size: Height and width of a key region, in tokens. Defaults to None, the
+            same as ``region_size``.
+        scale: Factor on the logits. Defaults to None, (C / num_heads) ** -0.5. BiFormer itself
+            uses C ** -0.5.
+        backend: ``'auto'`` takes the first backend that can run these tensors and logs at DEBUG
+            why others could not; a name takes that backend or raises. Defaults to ``'auto'``.
+
+    Returns:
+        Tensor: (B, Hq, Wq, Cv).
+
+    Raises:
+        ValueError: If shapes do not fit together or the backend is unknown.
+        RuntimeError: If a backend asked for by name cannot run these tensors.
+    """
+    key_region_size = key_region_size or region_size
+    _check(query, key, value, routes, num_heads, region_size)
+    if scale is None:
+        scale = (query.shape[-1] // num_heads) ** -0.5
+    run = _choose(backend, query, key, value).attend
+    return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+
+
+def _choose(name: str, query: Tensor, key: Tensor, value: Tensor):
+    if name == 'auto':
+        for candidate, backend in BACKENDS.items():
+            reason = backend.why_not(query, key, value)
+            if reason is None:
+                return backend
+            logger.debug('routed attention does not use %r: %s', candidate, reason)
+    if name not in BACKENDS:
+        raise ValueError(
+            f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}'
+        )
+    reason = BACKENDS[name].why_not(query, key, value)
+    if reason is not None:
+        raise RuntimeError(f'backend={name!r} cannot run here: {reason}')
+    return BACKENDS[name]
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    region_size: tuple[int, int],
+) -> None:
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ValueError(
+            'query, key and value must be maps (B, H, W, C); got '
+            f'{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}'
+        )
+    batch, *size, channels = query.shape
+    if key.shape[::3] != (batch, channels) or value.shape[:3] != key.shape[:3]:
+        raise ValueError(
+            'query and key must share batch and channels, key and value batch and size; got '
+            f'{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}'
+        )
+    if channels % num_heads or value.shape[-1] % num_heads:
+        raise ValueError(
+            f'{channels} query and {value.shape[-1]} value channels must be multiples of '
+            f'num_heads={num_heads}'
+        )
+    rows, cols = num_regions(size, region_size)
+    if routes.ndim != 3 or routes.shape[:2] != (batch, rows * cols):
+        raise ValueError(
+            f'routes must be (B, Rq, k) = ({batch}, {rows * cols}, k) for a {size[0]}x{size[1]} '
+            f'query map in {region_size[0]}x{region_size[1]} regions; got {tuple(routes.shape)}'
+        )

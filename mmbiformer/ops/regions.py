@@ -1,0 +1,97 @@
+"""Regions: how a map is cut into the tiles that routing chooses between.
+
+A map of (H, W) tokens and a region of (h, w) tokens make ceil(H / h) x ceil(W / w) regions, numbered
+row by row. Where H or W is not a multiple, the last row or column of regions holds fewer tokens:
+what would lie beyond the edge of the map does not exist.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tuple[int, int]:
+    """Regions per column and per row of a map.
+
+    Args:
+        map_size: Height and width of the map, in tokens.
+        region_size: Height and width of a region, in tokens.
+
+    Returns:
+        tuple[int, int]: ceil(H / h) and ceil(W / w).
+    """
+    (height, width), (h, w) = map_size, region_size
+    return -(-height // h), -(-width // w)
+
+
+def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
+    """Cut a map into regions; tokens beyond the edge are filled with zeros.
+
+    Args:
+        x: Map of shape (B, H, W, C).
+        region_size: Height h and width w of a region, in tokens.
+
+    Returns:
+        Tensor: (B, R, T, C), with R regions of T = h * w tokens, both in row-major order.
+    """
+    batch, height, width, channels = x.shape
+    h, w = region_size
+    rows, cols = num_regions((height, width), region_size)
+    if rows * h != height or cols * w != width:
+        x = F.pad(x, (0, 0, 0, cols * w - width, 0, rows * h - height))
+    x = x.reshape(batch, rows, h, cols, w, channels).transpose(2, 3)
+    return x.reshape(batch, rows * cols, h * w, channels)
+
+
+def merge_regions(x: Tensor, map_size: tuple[int, int], region_size: tuple[int, int]) -> Tensor:
+    """Put regions back into a map: the inverse of :func:`split_regions`.
+
+    Args:
+        x: Regions of shape (B, R, T, C).
+        map_size: Height H and width W of the map, in tokens.
+        region_size: Height h and width w of a region, in tokens.
+
+    Returns:
+        Tensor: (B, H, W, C); tokens beyond the edge of the map are dropped.
+    """
+    batch, _, _, channels = x.shape
+    (height, width), (h, w) = map_size, region_size
+    rows, cols = num_regions(map_size, region_size)
+    x = x.reshape(batch, rows, cols, h, w, channels).transpose(2, 3)
+    return x.reshape(batch, rows * h, cols * w, channels)[:, :height, :width]
+
+
+def existing_tokens(
+    map_size: tuple[int, int], region_size: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """Which tokens of each region lie inside the map.
+
+    Args:
+        map_size: Height and width of the map, in tokens.
+        region_size: Height and width of a region, in tokens.
+        device: Device of the result. Defaults to None, the current default device.
+
+    Returns:
+        Tensor: Boolean, (R, T).
+    """
+    inside = torch.ones(1, *map_size, 1, dtype=torch.bool, device=device)
+    return split_regions(inside, region_size)[0, :, :, 0]
+
+
+def region_of_token(
+    map_size: tuple[int, int], region_size: tuple[int, int], device: torch.device | None = None
+) -> Tensor:
+    """Number of the region that each token of a map lies in.
+
+    Args:
+        map_size: Height H and width W of the map, in tokens.
+        region_size: Height and width of a region, in tokens.
+        device: Device of the result. Defaults to None, the current default device.
+
+    Returns:
+        Tensor: int64, (H * W,), tokens and regions in row-major order.
+    """
+    (height, width), (h, w) = map_size, region_size
+    rows = torch.arange(height, device=device) // h
+    cols = torch.arange(width, device=device) // w
+    return (rows[:, None] * num_regions(map_size, region_size)[1] + cols).flatten()

@@ -1,0 +1,67 @@
+"""Region-to-region routing: who attends where (BiFormer, section 3.2, equations 1 to 4)."""
+
+import torch
+from torch import Tensor
+
+from .regions import num_regions, split_regions
+
+
+def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
+    """Describe each region by the mean of its tokens.
+
+    Args:
+        x: Map of shape (B, H, W, C).
+        region_size: Height and width of a region, in tokens.
+
+    Returns:
+        Tensor: (B, R, C), in float32 or wider. Only tokens inside the map count.
+    """
+    height, width = x.shape[1:3]
+    (h, w), (rows, cols) = region_size, num_regions((height, width), region_size)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    total = split_regions(x, region_size).sum(2, dtype=dtype)
+    if rows * h == height and cols * w == width:
+        return total / (h * w)
+    tokens = split_regions(x.new_ones(1, height, width, 1, dtype=dtype), region_size).sum(2)
+    return total / tokens
+
+
+@torch.no_grad()
+def route_regions(
+    query: Tensor,
+    key: Tensor,
+    topk: int,
+    region_size: tuple[int, int],
+    key_region_size: tuple[int, int] | None = None,
+) -> Tensor:
+    """Choose for each query region the k key regions it is most akin to.
+
+    The affinity of two regions is the dot product of their mean query and mean key. No gradient
+    flows through the choice. It is made in float32 or wider whatever the autocast state, because
+    half-precision means flip routes.
+
+    Args:
+        query: (B, Hq, Wq, C).
+        key: (B, Hk, Wk, C).
+        topk: Regions to choose, k.
+        region_size: Height and width of a query region, in tokens.
+        key_region_size: Height and width of a key region, in tokens. Defaults to None, the
+            same as ``region_size``.
+
+    Returns:
+        Tensor: int64, (B, Rq, k): the chosen key regions, by falling affinity.
+
+    Raises:
+        ValueError: If ``topk`` is below 1 or exceeds the number of key regions.
+    """
+    key_region_size = key_region_size or region_size
+    rows, cols = num_regions(key.shape[1:3], key_region_size)
+    if not 1 <= topk <= rows * cols:
+        raise ValueError(
+            f'topk={topk} does not fit the {rows * cols} regions ({rows}x{cols}) of a '
+            f'{key.shape[1]}x{key.shape[2]} map; choose 1 <= topk <= {rows * cols}, a finer '
+            f'region_grid or a larger input'
+        )
+    with torch.autocast(query.device.type, enabled=False):
+        affinity = region_means(query, region_size) @ region_means(key, key_region_size).mT
+    return affinity.topk(topk, dim=-1).indices
