@@ -1,0 +1,25 @@
+# Mask R-CNN, COCO 1x: 12 epochs, 1333x800, 8 GPUs x 2 images, fp16 with a static loss scale.
+_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+custom_imports = dict(imports=['mmbiformer.models'], allow_failed_imports=False)
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmbiformer.BiFormer',
+        arch='small',
+        region_grid=16,
+        drop_path_rate=0.2,
+        norm_eval=True,
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
+
+optim_wrapper = dict(
+    _delete_=True,
+    type='AmpOptimWrapper',
+    loss_scale=512.0,
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    # LayerNorms do not decay; the BatchNorms of stem and downsampling and all biases do, as the
+    # authors' names had it.
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
+)

@@ -1,0 +1,195 @@
+"""The authors' checkpoints: their parameter names and ours; safe loading inside MMEngine.
+
+Ours are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and ``head.fc.…``.
+"""
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .safe_load import safe_load
+
+AUTHORS_URL = 'https://github.com/rayleizhu/BiFormer'
+
+# The authors' names within the backbone, as a pattern and ours. STL models nest blocks once more.
+RENAMES = (
+    (r'^(stages\.\d+)\.blocks\.', r'\1.'),
+    (r'\.attn\.(?:qkv\.qkv|qkv_linear)\.', '.attn.qkv.'),
+    (r'\.attn\.(?:wo|output_linear)\.', '.attn.proj.'),
+    (r'\.mlp\.0\.', '.mlp.fc1.'),
+    (r'\.mlp\.[23]\.', '.mlp.fc2.'),
+    (r'^extra_norms\.(\d)\.', r'norm\1.'),
+)
+BLOCK_KEY = re.compile(r"^stages\.(\d+)\.\d+\.norm1\.weight$")
+OFFICIAL_KEY = re.compile(r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.mlp\.0\.weight$')
+STEM_KEY = 'downsample_layers.0.0.weight'
+
+
+def is_official(checkpoint: Any) -> bool:
+    """Whether a loaded file holds a BiFormer under the authors' names, bare or nested."""
+    state_dict = _unnest(checkpoint)
+    return isinstance(state_dict, Mapping) and any(
+        isinstance(key, str) and OFFICIAL_KEY.match(key) for key in state_dict
+    )
+
+
+def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[str, Tensor]':
+    """Rename the authors' parameters to ours.
+
+    Args:
+        state_dict: The authors' names and tensors: bare, or under ``model`` or ``state_dict``, with
+            or without ``backbone.``; with the classification head, or dense with ``extra_norms``.
+
+    Returns:
+        OrderedDict[str, Tensor]: The same tensors under the names of an mmpretrain
+        ``ImageClassifier``: ``backbone.…``, ``head.fc.…``. Dtypes are kept; 1x1 convolutions lose
+        their two spatial dimensions. Other parts of a whole detector or segmentor keep their names.
+
+    Raises:
+        ValueError: If this is not a BiFormer under the authors' names.
+    """
+    if not is_official(state_dict):
+        raise ValueError(_not_biformer(_unnest(state_dict), "the authors' BiFormer checkpoint"))
+    state_dict = {
+        key.removeprefix('module.'): value
+        for key, value in _unnest(state_dict).items()
+        if isinstance(value, Tensor)
+    }
+    nested = any(key.startswith('backbone.') for key in state_dict)
+    converted = OrderedDict()
+    for key, value in state_dict.items():
+        if nested and not key.startswith('backbone.'):
+            converted[key] = value
+        elif key in ('head.weight', 'head.bias'):
+            converted[key.replace('head.', 'head.fc.')] = value
+        else:
+            key = key.removeprefix('backbone.')
+            for pattern, name in RENAMES:
+                key = re.sub(pattern, name, key)
+            if value.ndim == 4 and re.search(r'\.(?:qkv|proj|fc1|fc2)\.weight$', key):
+                value = value.flatten(1)
+            converted['backbone.' + key] = value
+    return converted
+
+
+def adapt_backbone_state(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Before a backbone loads: accept a whole model's names, refuse another model's weights.
+
+    A load-state-dict pre-hook. A backbone loaded by itself takes ``backbone.…`` as its own names, so
+    that ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` needs no prefix.
+
+    Args:
+        module: The backbone.
+        state_dict: What is about to be loaded; changed in place.
+        prefix: The backbone's name in the model, with a dot; '' if loaded by itself.
+        *args: The rest of the hook's arguments, not needed.
+
+    Raises:
+        ValueError: If the weights are another model's, or another arch's.
+    """
+    own = module.state_dict()
+    if prefix == '' and not own.keys() & state_dict.keys():
+        for key in [key for key in state_dict if key.startswith('backbone.')]:
+            state_dict[key.removeprefix('backbone.')] = state_dict.pop(key)
+    given = {
+        key.removeprefix(prefix): value
+        for key, value in state_dict.items()
+        if key.startswith(prefix)
+    }
+    if not given:
+        return
+    if not own.keys() & given.keys():
+        raise ValueError(_not_biformer(given, 'a BiFormer checkpoint'))
+    there, here = _describe(given), _describe(own)
+    stages = min(len(there), len(here))
+    if there[:stages] != here[:stages] or given[STEM_KEY].shape != own[STEM_KEY].shape:
+        raise ValueError(
+            f'the checkpoint is of another arch: its stages have (blocks, channels) {there} and its '
+            f'first convolution {tuple(given[STEM_KEY].shape)}; the model has {here} and '
+            f'{tuple(own[STEM_KEY].shape)}. Choose the matching arch or file.'
+        )
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load a checkpoint file without running anything in it.
+
+    Args:
+        filename: Path of the file. The authors' released files are taken as they are.
+        map_location: As in :func:`torch.load`.
+
+    Returns:
+        dict[str, Any]: The checkpoint; of an authors' file only the ``state_dict``, under our names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is no checkpoint.
+    """
+    filename = os.path.expanduser(filename)
+    checkpoint = safe_load(filename, map_location)
+    if is_official(checkpoint):
+        print_log(f"{filename}: the authors' names, converted to ours", logger='current')
+        return dict(state_dict=convert_official_state_dict(checkpoint))
+    return checkpoint
+
+
+def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
+    """Download a checkpoint into torch.hub's folder once, then load it as a local file."""
+    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
+    path = os.path.join(folder, os.path.basename(urlparse(url).path))
+    if is_main_process() and not os.path.exists(path):
+        os.makedirs(folder, exist_ok=True)
+        torch.hub.download_url_to_file(url, path)
+    barrier()
+    return load_from_local(path, map_location)
+
+
+def register_safe_loader() -> None:
+    """Put :func:`load_from_local` in front of every path by which MMEngine loads files and URLs.
+
+    Resume, load_from, init_cfg, test and the inferencers all go through MMEngine's
+    ``CheckpointLoader``. Its own loader refuses its own checkpoints on torch >= 2.6 (the originals)
+    or falls back to running what a file says (OneDL).
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+    CheckpointLoader.register_scheme(
+        prefixes=('http://', 'https://'), loader=load_from_http, force=True
+    )
+
+
+def _unnest(checkpoint: Any) -> Any:
+    for name in ('model', 'state_dict'):
+        if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
+            return checkpoint[name]
+    return checkpoint
+
+
+def _describe(state_dict: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Blocks and channels of each stage."""
+    stages: dict[int, tuple[int, int]] = {}
+    for key, value in state_dict.items():
+        if match := BLOCK_KEY.match(key):
+            stage = int(match[1])
+            stages[stage] = (stages.get(stage, (0, 0))[0] + 1, len(value))
+    return [stages[i] for i in sorted(stages)]
+
+
+def _not_biformer(found: Any, expected: str) -> str:
+    if isinstance(found, Mapping):
+        found = f'{len(found)} entries such as {sorted(map(str, found))[:3]}'
+    else:
+        found = f'a {type(found).__name__}'
+    return (
+        f'this is not {expected}: found {found}; expected names such as '
+        f"'{STEM_KEY}' and 'stages.0.0.norm1.weight'. The authors' files: {AUTHORS_URL}"
+    )

@@ -1,0 +1,78 @@
+"""Train any config of this project: detection, segmentation or classification.
+
+Examples:
+    python tools/train.py configs/maskrcnn_biformer_s_coco.py --pretrained biformer_small_best.pth
+    python tools/train.py configs/demo/maskrcnn_biformer_t_shapes.py --resume
+"""
+
+import argparse
+
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmbiformer.engine.command_line import (
+    CommandError,
+    add_common_options,
+    check_data,
+    check_file,
+    drop_amp_without_gpu,
+    load_config,
+    run_command,
+    use_pretrained,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_options(parser)
+    parser.add_argument(
+        '--pretrained', metavar='FILE', help="weights of the backbone; the authors' files will do"
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from CHECKPOINT, or without one from the latest in the work folder',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the total batch size over that of the recipe',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Build the runner from the config and train."""
+    args = parse_args()
+    cfg = load_config(args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise CommandError(
+                f'--auto-scale-lr: {args.config} does not say for which total batch size its '
+                'learning rate is; add auto_scale_lr = dict(base_batch_size=N)'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+        if cfg.load_from:
+            check_file(cfg.load_from, '--resume')
+    check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
+    use_pretrained(cfg, args.pretrained)
+    drop_amp_without_gpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    run_command(main)
