@@ -45,7 +45,7 @@ def attend(
     # the speed of the dense product.
     if all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
         run = _attend_under_mask
-    elif query.device.type == 'cpu' and query.shape[3] == value.shape[3]:
+    elif query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0:
         run = _GatheredFlash.apply
     else:
         run = _attend_gathered
@@ -85,10 +85,7 @@ def _attend_gathered(
 ) -> Tensor:
     """Query regions attend to gathered copies of their routed regions."""
     rows = _flat_rows(routes, key, key_region_size)
-    q = _heads(split_regions(query, region_size).flatten(0, 1), num_heads)
-    k = _heads(_gather(key, rows, routes, key_region_size), num_heads)
-    v = _heads(_gather(value, rows, routes, key_region_size), num_heads)
-    mask = _edge_mask(key, routes, key_region_size)
+    q, k, v, mask = _operands(query, key, value, routes, rows, num_heads, region_size, key_region_size)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return _merge(out, query, region_size)
 
@@ -115,7 +112,8 @@ class _GatheredFlash(torch.autograd.Function):
     ) -> Tensor:
         ctx.geometry = num_heads, region_size, key_region_size
         ctx.scale = scale
-        q, k, v, mask, _ = _GatheredFlash._operands(ctx, query, key, value, routes)
+        rows = _flat_rows(routes, key, key_region_size)
+        q, k, v, mask = _operands(query, key, value, routes, rows, *ctx.geometry)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=mask, scale=scale
         )
@@ -127,7 +125,8 @@ class _GatheredFlash(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, routes, out, lse = ctx.saved_tensors
         num_heads, region_size, key_region_size = ctx.geometry
-        q, k, v, mask, rows = _GatheredFlash._operands(ctx, query, key, value, routes)
+        rows = _flat_rows(routes, key, key_region_size)
+        q, k, v, mask = _operands(query, key, value, routes, rows, *ctx.geometry)
         grad = _heads(split_regions(grad, region_size).flatten(0, 1), num_heads)
         grad_q, grad_k, grad_v = (
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -141,16 +140,23 @@ class _GatheredFlash(torch.autograd.Function):
             *(None,) * 5,
         )
 
-    @staticmethod
-    def _operands(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, routes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-        num_heads, region_size, key_region_size = ctx.geometry
-        rows = _flat_rows(routes, key, key_region_size)
-        q = _heads(split_regions(query, region_size).flatten(0, 1), num_heads)
-        k = _heads(_gather(key, rows, routes, key_region_size), num_heads)
-        v = _heads(_gather(value, rows, routes, key_region_size), num_heads)
-        return q, k, v, _edge_mask(key, routes, key_region_size), rows
+
+def _operands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    rows: Tensor,
+    num_heads: int,
+    region_size: Size,
+    key_region_size: Size,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries, gathered keys and values as (B * Rq, heads, tokens, dim), and their mask."""
+    q = split_regions(query, region_size).flatten(0, 1)
+    k = _gather(key, rows, routes, key_region_size)
+    v = _gather(value, rows, routes, key_region_size)
+    mask = _edge_mask(key, routes, key_region_size)
+    return *(_heads(x, num_heads) for x in (q, k, v)), mask
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -168,7 +174,8 @@ def _flat_rows(routes: Tensor, key: Tensor, key_region_size: Size) -> Tensor:
 def _gather(x: Tensor, rows: Tensor, routes: Tensor, region_size: Size) -> Tensor:
     """Map (B, H, W, C) to the tokens routed to, (B * Rq, k * T, C)."""
     regions = split_regions(x, region_size).flatten(0, 1)
-    return regions.index_select(0, rows).view(routes.shape[:2].numel(), -1, x.shape[3])
+    shape = routes.shape[:2].numel(), routes.shape[2] * regions.shape[1], x.shape[3]
+    return regions.index_select(0, rows).view(shape)
 
 
 def _scatter(x: Tensor, rows: Tensor, like: Tensor, region_size: Size) -> Tensor:
@@ -177,7 +184,7 @@ def _scatter(x: Tensor, rows: Tensor, like: Tensor, region_size: Size) -> Tensor
     shape = len(like), regions[0] * regions[1], region_size[0] * region_size[1], like.shape[3]
     total = x.new_zeros(shape)
     # One long row a region, in the order of the list: fast, and the same sum every time.
-    x = x.transpose(1, 2).reshape(len(rows), -1)
+    x = x.transpose(1, 2).reshape(len(rows), shape[2] * shape[3])
     total.view(-1, shape[2] * shape[3]).index_add_(0, rows, x)
     return merge_regions(total, like.shape[1:3], region_size)
 
@@ -190,10 +197,11 @@ def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
     exists = existing_tokens(key.shape[1:3], region_size, key.device)
     mask = torch.zeros(exists.shape, dtype=key.dtype, device=key.device)
     mask = mask.masked_fill(~exists, -torch.inf)
-    return mask[routes].view(routes.shape[:2].numel(), 1, 1, -1)
+    return mask[routes].flatten(2).flatten(0, 1)[:, None, None]
 
 
 def _merge(x: Tensor, like: Tensor, region_size: Size) -> Tensor:
     """Heads of regions (B * R, heads, T, C / heads) to a map of the size of ``like``."""
-    x = x.transpose(1, 2).flatten(2).unflatten(0, (len(like), -1))
+    rows, cols = num_regions(like.shape[1:3], region_size)
+    x = x.transpose(1, 2).flatten(2).unflatten(0, (len(like), rows * cols))
     return merge_regions(x, like.shape[1:3], region_size)

@@ -1,0 +1,138 @@
+"""Equality with the authors' code: every golden in float64, to 1e-9."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from goldens import DATA, Golden, parameter, uniform
+from torch import nn
+
+from mmbiformer.checkpoint import convert_official_state_dict
+from mmbiformer.layers import BiLevelRoutingAttention
+from mmbiformer.layers import bra as bra_module
+from mmbiformer.models import BiFormer
+from mmbiformer.ops import BACKENDS
+
+MODELS = sorted(path.stem for path in DATA.glob('biformer_*.npz'))
+# The authors' names of one attention layer, and ours.
+BRA_NAMES = {
+    'bra_legacy': {'qkv.qkv': 'qkv', 'wo': 'proj', 'lepe': 'lepe'},
+    'bra_nchw': {'qkv_linear': 'qkv', 'output_linear': 'proj', 'lepe': 'lepe'},
+}
+
+
+def test_formula():
+    check = Golden('check').arrays
+    torch.testing.assert_close(1.7 * uniform('input', (4,)), torch.from_numpy(check['check/input']))
+    name = 'downsample_layers.0.0.weight'
+    weight = parameter(name, (32, 3, 3, 3)).flatten()[:4]
+    torch.testing.assert_close(weight, torch.from_numpy(check['check/weight']))
+
+
+@pytest.mark.parametrize('backend', ['auto', *BACKENDS])
+@pytest.mark.parametrize(
+    'name', ['bra_legacy', 'bra_legacy_padded', 'bra_nchw', 'bra_nchw_padded']
+)
+def test_attention(name, backend):
+    golden = Golden(name)
+    nchw = golden.case['impl'] == 'nchw'
+    kwargs = golden.case['kwargs']
+    layer = BiLevelRoutingAttention(
+        kwargs['dim'],
+        kwargs['num_heads'],
+        kwargs['topk'],
+        region_grid=kwargs['n_win'],
+        lepe_kernel=kwargs['side_dwconv'],
+        padding='projected' if nchw else 'input',
+        backend=backend,
+    ).double()
+    names = {}
+    for key in golden.official_state_dict():
+        module, _, kind = key.rpartition('.')
+        names[key] = f'{BRA_NAMES[name.removesuffix("_padded")][module]}.{kind}'
+    own = layer.state_dict()
+    layer.load_state_dict(
+        {
+            names[key]: value.reshape(own[names[key]].shape)
+            for key, value in golden.official_state_dict().items()
+        }
+    )
+
+    x = golden.input().requires_grad_()
+    out = layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if nchw else layer(x)
+    golden.check('output', out)
+    out.backward(golden.cotangent(out.shape))
+    golden.check('grad/input', x.grad)
+    for key, value in golden.official_state_dict().items():
+        grad = layer.get_parameter(names[key]).grad
+        golden.check(f'grad/{key}', grad.reshape(value.shape))
+
+
+class Classifier(nn.Module):
+    """Backbone and head under the names of an mmpretrain ImageClassifier."""
+
+    def __init__(self, arch: str) -> None:
+        super().__init__()
+        self.backbone = BiFormer(arch, final_norm=True)
+        self.head = nn.Module()
+        self.head.fc = nn.Linear(self.backbone.norm.num_features, 1000)
+
+    def forward(self, x):
+        features = self.backbone(x)[0]
+        return features, self.head.fc(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize('name', [name for name in MODELS if name.endswith('_cls')])
+def test_classification(name, monkeypatch):
+    golden = Golden(name)
+    net = Classifier(golden.case['family'].removeprefix('biformer_')).double().eval()
+    net.load_state_dict(convert_official_state_dict(golden.official_state_dict()), strict=True)
+    assert sum(p.numel() for p in net.parameters()) == golden.arrays['n_params']
+
+    routes = []
+
+    def spy(*args):
+        routes.append(route_regions(*args))
+        return routes[-1]
+
+    route_regions = bra_module.route_regions
+    monkeypatch.setattr(bra_module, 'route_regions', spy)
+    with torch.no_grad():
+        features, logits = net(golden.input())
+    golden.check('features', features)
+    golden.check('logits', logits)
+    stored = [key for key in golden.arrays if key.startswith('routes/')]
+    assert len(stored) == (0 if 'nchw' in name else 2)
+    for key, found in zip(stored, (routes[0], routes[-1]), strict=False):
+        expected = torch.from_numpy(golden.arrays[key]).long()
+        assert torch.equal(found.sort(-1).values, expected)
+
+
+@pytest.mark.parametrize('name', [name for name in MODELS if name.endswith(('_det', '_seg'))])
+def test_dense(name):
+    golden = Golden(name)
+    arch = golden.case['family'].removeprefix('biformer_')
+    net = BiFormer(arch, region_grid=golden.case['n_win']).double().eval()
+    state_dict = convert_official_state_dict(golden.official_state_dict())
+    net.load_state_dict({k.removeprefix('backbone.'): v for k, v in state_dict.items()})
+    with torch.no_grad():
+        outs = net(golden.input())
+    for i, out in enumerate(outs):
+        golden.check(f'stage{i}', out)
+
+
+def test_training_step():
+    golden = Golden('biformer_tiny_train')
+    net = Classifier('tiny').double().train()
+    net.load_state_dict(convert_official_state_dict(golden.official_state_dict()))
+    _, logits = net(golden.input())
+    loss = F.cross_entropy(logits, torch.tensor(golden.case['labels']))
+    golden.check('loss', loss)
+    loss.backward()
+    # The authors' names in the file, ours by running them through the converter.
+    numbered = {
+        str(name): torch.tensor(float(i)) for i, name in enumerate(golden.arrays['grad_names'])
+    }
+    for name, i in convert_official_state_dict(numbered).items():
+        expected = golden.arrays['grad_norms'][int(i)]
+        norm = net.get_parameter(name).grad.norm().item()
+        assert norm == pytest.approx(expected, rel=1e-9), name
