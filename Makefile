@@ -1,0 +1,55 @@
+# Every target sets up what it needs by itself; see tools/setup_env.py.
+#
+# STACK=onedl      the OneDL forks of the OpenMMLab libraries, in .venv (default)
+# STACK=openmmlab  the OpenMMLab originals, in .venv-openmmlab
+# PYTHON=...       the Python to make the environment with (3.10 to 3.12; default: python3)
+# TASK=...         what `make demo` shows (default: maskrcnn)
+
+STACK ?= onedl
+TASK ?= maskrcnn
+
+VENV_onedl := .venv
+VENV_openmmlab := .venv-openmmlab
+VENV := $(VENV_$(STACK))
+ifeq ($(VENV),)
+$(error STACK=$(STACK) is not known; use STACK=onedl or STACK=openmmlab)
+endif
+PY := $(VENV)/bin/python
+SETUP_PYTHON := $(or $(PYTHON),python3)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-slow lint format bench clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@sed -n '2,/^$$/s/^#//p' $(MAKEFILE_LIST)
+
+env:  ## set up the environment (the other targets do it by themselves)
+	@command -v $(SETUP_PYTHON) >/dev/null || { \
+	  echo "set-up stopped: found no $(SETUP_PYTHON), but Python 3.10, 3.11 or 3.12 is needed." >&2; \
+	  echo "Install one, or say where it is: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(SETUP_PYTHON) tools/setup_env.py $(STACK) $(if $(PYTHON),--only-this-python)
+
+demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
+	@$(PY) tools/demo.py $(TASK)
+
+test: env  ## run the fast tests
+	@$(PY) -m pytest -m "not slow" --durations 10
+
+test-slow: env  ## run the slow tests, which train small models
+	@$(PY) -m pytest -m slow --durations 10
+
+lint: env  ## check style and formatting
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+format: env  ## correct style and formatting where that is possible
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+bench: env  ## run the CPU benchmarks
+	@$(PY) -m benchmarks.cpu
+
+clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
