@@ -3,5 +3,7 @@
 from .bra import BiLevelRoutingAttention
 from .conv import DepthwiseConv2d
 from .full_attention import FullAttention
+from .linear import Linear
+from .mlp import MLP
 
-__all__ = ['BiLevelRoutingAttention', 'DepthwiseConv2d', 'FullAttention']
+__all__ = ['MLP', 'BiLevelRoutingAttention', 'DepthwiseConv2d', 'FullAttention', 'Linear']

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..ops import route_regions, routed_attention
 from .conv import DepthwiseConv2d
+from .linear import Linear
 
 PADDINGS = ('input', 'projected', 'mask')
 
@@ -76,9 +77,9 @@ class BiLevelRoutingAttention(nn.Module):
         self.padding = padding
         self.backend = backend
         self.scale = dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
         self.lepe = DepthwiseConv2d(dim, lepe_kernel)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.

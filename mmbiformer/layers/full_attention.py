@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d
+from .linear import Linear
 
 
 class FullAttention(nn.Module):
@@ -30,9 +31,9 @@ class FullAttention(nn.Module):
             raise ValueError(f"lepe_source={lepe_source!r} must be 'input' or 'value'")
         self.num_heads = num_heads
         self.lepe_source = lepe_source
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.lepe = DepthwiseConv2d(dim, lepe_kernel)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend.

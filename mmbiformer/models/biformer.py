@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from mmengine.model import BaseModule
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import adapt_backbone_state
-from ..layers import BiLevelRoutingAttention, DepthwiseConv2d, FullAttention
+from ..layers import MLP, BiLevelRoutingAttention, DepthwiseConv2d, FullAttention
 from ..registry import MODELS
 
 NORM_EPS = 1e-6
@@ -51,7 +51,7 @@ class BiFormerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim))
+        self.mlp = MLP(dim, int(mlp_ratio * dim))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

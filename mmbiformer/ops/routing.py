@@ -1,9 +1,10 @@
 """Region-to-region routing: who attends where (BiFormer, section 3.2, equations 1 to 4)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .regions import num_regions, split_regions
+from .regions import num_regions
 
 
 def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
@@ -16,14 +17,10 @@ def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: (B, R, C), in float32 or wider. Only tokens inside the map count.
     """
-    height, width = x.shape[1:3]
-    (h, w), (rows, cols) = region_size, num_regions((height, width), region_size)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    total = split_regions(x, region_size).sum(2, dtype=dtype)
-    if rows * h == height and cols * w == width:
-        return total / (h * w)
-    tokens = split_regions(x.new_ones(1, height, width, 1, dtype=dtype), region_size).sum(2)
-    return total / tokens
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
+    size = [min(pair) for pair in zip(region_size, x.shape[2:], strict=True)]
+    means = F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+    return means.flatten(2).mT
 
 
 @torch.no_grad()

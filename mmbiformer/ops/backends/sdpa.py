@@ -65,9 +65,11 @@ def _attend_under_mask(
     """All tokens attend to all, in image order, with -inf where there is no route."""
     rows, cols = num_regions(key.shape[1:3], key_region_size)
     # How often a region is listed; the logarithm turns 0 into -inf and counts repetitions.
-    listed = F.one_hot(routes, rows * cols).sum(2).to(query.dtype).log()  # (B, Rq, Rk)
-    mask = listed[:, region_of_token(query.shape[1:3], region_size, query.device)]
-    mask = mask[:, :, region_of_token(key.shape[1:3], key_region_size, key.device)]
+    regions = torch.arange(rows * cols, device=routes.device)
+    listed = (routes[..., None] == regions).sum(2).to(query.dtype).log()  # (B, Rq, Rk)
+    # Keys first, while there are few rows; whole rows are then copied for the queries.
+    mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
+    mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2).reshape(*query.shape[:3], value.shape[3])

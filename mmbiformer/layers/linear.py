@@ -1,0 +1,20 @@
+"""Linear layer on channels-last maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` for maps of shape (B, H, W, C).
+
+    On CPU in float32 it runs as a 1x1 convolution: the same sums, but the bias is added on the way,
+    where ``nn.Linear`` first writes it over the whole output.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, in_features) to (B, H, W, out_features)."""
+        if x.device.type != 'cpu' or x.dtype != torch.float32:
+            return super().forward(x)
+        weight = self.weight[:, :, None, None]
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias).permute(0, 2, 3, 1)
