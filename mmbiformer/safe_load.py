@@ -210,7 +210,8 @@ def _history_buffer() -> Any:
 def _getattr(owner: Any, name: Any, *default: Any) -> Any:
     """Names a method, as protocol 2 does. Nothing is looked up in an object."""
     known = _name(owner) and type(name) is str and len(owner.name) + len(name) < 300
-    return _find(f'{owner.name}.{name}') if known else Placeholder('builtins.getattr')
+    # What is found may be called in turn: its name must not be one that _CALLS knows.
+    return _find(f'{owner.name}.{name}') if known else Placeholder('builtins.getattr()')
 
 
 def _find(name: str) -> Any:
@@ -342,7 +343,7 @@ class _Unpickler(pickle._Unpickler):
         _require(type(function) is Placeholder, f'a call of a {type(function).__name__}')
         known = _CALLS.get(function.name)
         if known is None or kwargs:
-            return Placeholder(function.name)
+            return Placeholder(function.name if known is None else f'{function.name}()')
         _require(type(args) is tuple, f'a call of {function.name} without arguments')
         self.spend(*args)
         return known(*args)

@@ -1,0 +1,219 @@
+"""The authors' checkpoints: names, files, and what is refused."""
+
+import argparse
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+from goldens import Golden
+from mmengine.registry import init_default_scope
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from torch import nn
+
+from mmbiformer.checkpoint import convert_official_state_dict, register_safe_loader
+from mmbiformer.models import BiFormer
+from mmbiformer.registry import MODELS
+from mmbiformer.safe_load import CheckpointError
+
+CLASSIFIERS = {
+    'tiny': 'biformer_tiny_cls',
+    'small': 'biformer_small_cls',
+    'base': 'biformer_base_cls',
+    'stl': 'biformer_stl_cls',
+    'stl_nchw': 'biformer_stl_nchw_cls',
+}
+
+
+def official(name='biformer_tiny_cls', dtype=torch.float32):
+    state_dict = Golden(name).official_state_dict()
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
+
+
+def classifier(arch):
+    init_default_scope('mmpretrain')
+    width = 512 if arch in ('tiny', 'small') else 768
+    return MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(type='mmbiformer.BiFormer', arch=arch, final_norm=True),
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=1000, in_channels=width),
+        )
+    )
+
+
+@pytest.mark.parametrize('arch', CLASSIFIERS)
+def test_image_classifier_loads_strictly(arch):
+    converted = convert_official_state_dict(official(CLASSIFIERS[arch]))
+    classifier(arch).load_state_dict(converted, strict=True)
+
+
+@pytest.mark.parametrize('name', ['biformer_small_det', 'biformer_small_seg'])
+def test_dense_backbone_loads_strictly(name):
+    converted = convert_official_state_dict(official(name))
+    state_dict = {key.removeprefix('backbone.'): value for key, value in converted.items()}
+    BiFormer('small').load_state_dict(state_dict, strict=True)
+
+
+@pytest.mark.parametrize('nest', ['', 'model', 'state_dict'])
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.'])
+def test_nesting(nest, prefix):
+    expected = convert_official_state_dict(official('biformer_small_det'))
+    state_dict = {prefix + k: v for k, v in official('biformer_small_det').items()}
+    found = convert_official_state_dict({nest: state_dict, 'epoch': 3} if nest else state_dict)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+def test_dtypes_are_kept(dtype):
+    converted = convert_official_state_dict(official(dtype=dtype))
+    assert {value.dtype for value in converted.values()} == {dtype, torch.int64}
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {'conv1.weight': torch.zeros(1), 'fc.bias': torch.zeros(1)},
+        {'model': {'blocks.0.attn.qkv.weight': torch.zeros(1)}},
+        {},
+        [1, 2],
+        BiFormer('tiny').state_dict(),
+    ],
+)
+def test_other_files_are_refused(other):
+    with pytest.raises(ValueError, match=r'found .*; expected names such as .*stages.0.0.norm1'):
+        convert_official_state_dict(other)
+
+
+class Canary:
+    """Unpickling it leaves a mark."""
+
+    marks = []
+
+    def __reduce__(self):
+        return self.marks.append, (1,)
+
+
+@pytest.fixture
+def released(tmp_path):
+    """A file as the authors release them, with more beside the weights than tensors."""
+    path = tmp_path / 'biformer_tiny_best.pth'
+    torch.save(
+        dict(
+            model=OrderedDict(official()),
+            optimizer=dict(state={}, param_groups=[dict(lr=0.1)]),
+            epoch=299,
+            args=argparse.Namespace(lr=5e-4, hook=Canary()),
+        ),
+        path,
+    )
+    return path
+
+
+def test_released_file_as_init_cfg(released, caplog):
+    net = MODELS.build(
+        dict(
+            type='mmbiformer.BiFormer',
+            arch='tiny',
+            final_norm=True,
+            init_cfg=dict(type='Pretrained', checkpoint=str(released)),
+        )
+    )
+    net.init_weights()
+    expected = convert_official_state_dict(official())
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, expected[f'backbone.{name}']), name
+    assert Canary.marks == []
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone.'])
+def test_classification_weights_in_a_dense_backbone(released, capsys, prefix):
+    """The norms of the maps are new, the final norm goes; the log names both."""
+    init_cfg = dict(type='Pretrained', checkpoint=str(released))
+    if prefix:
+        init_cfg['prefix'] = prefix
+    net = BiFormer('tiny', region_grid=16, init_cfg=init_cfg)
+    net.init_weights()
+    expected = convert_official_state_dict(official())
+    state_dict = net.state_dict()
+    new = {name for name in state_dict if f'backbone.{name}' not in expected}
+    assert new == {f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')}
+    assert all(
+        torch.equal(value, expected[f'backbone.{name}'])
+        for name, value in state_dict.items()
+        if name not in new
+    )
+    log = ''.join(capsys.readouterr())
+    assert 'missing keys in source state_dict: norm0.weight' in log
+    assert 'unexpected key in source state_dict: ' in log
+    assert 'norm.weight' in log.split('unexpected key')[1]
+
+
+def test_released_file_in_a_whole_model(released):
+    net = classifier('tiny')
+    load_checkpoint(net, str(released), map_location='cpu', strict=True)
+    assert torch.equal(net.head.fc.bias, official()['head.bias'])
+    assert Canary.marks == []
+
+
+def test_wrong_arch_is_refused(released):
+    net = BiFormer('small', init_cfg=dict(type='Pretrained', checkpoint=str(released)))
+    with pytest.raises(ValueError, match=r'of another arch.*\(2, 64\).*the model has.*\(4, 64\)'):
+        net.init_weights()
+
+
+def test_other_model_is_refused(tmp_path):
+    path = tmp_path / 'resnet.pth'
+    torch.save(dict(state_dict=nn.Conv2d(1, 1, 1).state_dict()), path)
+    net = BiFormer('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    with pytest.raises(ValueError, match='not a BiFormer checkpoint: found 2 entries such as'):
+        net.init_weights()
+
+
+def test_registered_for_files_and_urls():
+    register_safe_loader()
+    for path in ('x.pth', '/tmp/x.pth', 'http://x/y.pth', 'https://x/y.pth'):
+        loader = CheckpointLoader._get_checkpoint_loader(path)
+        assert loader.__module__ == 'mmbiformer.checkpoint'
+
+
+def convert(*args):
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', 'tools/convert_checkpoint.py', *map(str, args)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_command(released, tmp_path):
+    done = convert(released, tmp_path / 'ours.pth')
+    assert done.returncode == 0, done.stderr
+    state_dict = torch.load(tmp_path / 'ours.pth', weights_only=True)['state_dict']
+    classifier('tiny').load_state_dict(state_dict, strict=True)
+    again = convert(released, tmp_path / 'ours.pth')
+    assert again.returncode == 2
+    assert 'exists already' in again.stderr
+
+
+def test_command_refuses(released, tmp_path):
+    text = tmp_path / 'text.pth'
+    text.write_text('<html>Not found</html>')
+    for source, message in (
+        (tmp_path / 'none.pth', 'none.pth'),
+        (text, 'HTML'),
+    ):
+        done = convert(source, tmp_path / 'ours.pth')
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert 'Traceback' not in done.stderr
+        assert not (tmp_path / 'ours.pth').exists()
+
+
+def test_unreadable_file_names_itself(tmp_path):
+    path = tmp_path / 'broken.pth'
+    path.write_bytes(b'PK\x03\x04 nothing')
+    with pytest.raises(CheckpointError, match='broken.pth'):
+        CheckpointLoader.load_checkpoint(str(path))
