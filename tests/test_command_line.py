@@ -1,0 +1,77 @@
+"""tools/train.py and tools/test.py: what a user meets before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tool, *args, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'messages'),
+    [
+        (
+            'train.py',
+            ['configs/maskrcnn_biformer_s_coco.py'],
+            [
+                'missing: data/coco/annotations/instances_train2017.json',
+                'missing: data/coco/val2017',
+                'ln -s /path/to/your/data data/coco',
+                'make demo',
+            ],
+        ),
+        (
+            'train.py',
+            ['configs/biformer_s_in1k.py'],
+            ['missing: data/imagenet/train', 'missing: data/imagenet/val'],
+        ),
+        ('train.py', ['configs/none.py'], ['there is no config configs/none.py']),
+        (
+            'train.py',
+            ['configs/maskrcnn_biformer_s_coco.py', '--resume', 'none.pth'],
+            ['--resume: there is no file none.pth'],
+        ),
+        ('test.py', ['configs/biformer_s_in1k.py', 'none.pth'], ['there is no file none.pth']),
+    ],
+)
+def test_one_message_and_nothing_written(tool, args, messages, tmp_path):
+    for folder in ('configs', 'tools'):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    done = run(tool, *args, cwd=tmp_path)
+    assert done.returncode == 2
+    for message in messages:
+        assert message in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['configs', 'tools']
+
+
+def test_pretrained_must_exist(tmp_path):
+    options = ['--cfg-options', f'train_dataloader.dataset.data_root={ROOT}']
+    for split in ('train', 'val'):
+        options += [
+            f'{split}_dataloader.dataset.{key}'
+            for key in (f'data_root={ROOT}', 'ann_file=README.md', 'data_prefix.img=tests')
+        ]
+    done = run(
+        'train.py', 'configs/maskrcnn_biformer_s_coco.py', '--pretrained', 'none.pth', *options
+    )
+    assert done.returncode == 2
+    assert '--pretrained: there is no file none.pth' in done.stderr
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'demo.py', 'make_shapes.py'])
+def test_help(tool):
+    done = run(tool, '--help')
+    assert done.returncode == 0
+    assert 'usage' in done.stdout

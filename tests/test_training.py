@@ -1,0 +1,103 @@
+"""One real training through the commands: train, resume, evaluate, on a few synthetic scenes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmbiformer.datasets import make_shapes
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+_base_ = '{root}/configs/demo/maskrcnn_biformer_t_shapes.py'
+data_root = '{data}/'
+model = dict(backbone=dict(
+    arch=dict(depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1),
+    drop_path_rate=0.1))
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                        dataset=dict(data_root=data_root))
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
+"""
+
+
+def run(*args):
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Two epochs in one go: the config, the work folder and the log."""
+    folder = tmp_path_factory.mktemp('training')
+    make_shapes(folder / 'shapes', train=8, val=4, progress=False)
+    config = folder / 'config.py'
+    config.write_text(CONFIG.format(root=ROOT, data=folder / 'shapes'))
+    log = run('tools/train.py', config, '--work-dir', folder / 'work')
+    return config, folder / 'work', log
+
+
+def losses(log):
+    """The losses of the second epoch, as logged."""
+    return re.findall(r'Epoch\(train\)\s+\[2\]\[\s*\d+/4\].*? (loss: .*)', log)
+
+
+def metrics(log):
+    return re.findall(r'coco/(bbox|segm)_mAP: (\S+)', log)
+
+
+def test_trains_and_says_where_weights_are(trained):
+    _, work, log = trained
+    assert len(losses(log)) == 4
+    assert log.count('starts from random weights') == 1
+    assert 'https://github.com/rayleizhu/BiFormer' in log
+    assert (work / 'epoch_2.pth').is_file()
+
+
+def test_resume_continues(trained):
+    """From the first epoch's checkpoint, with what MMEngine stores beside the weights."""
+    config, work, log = trained
+    again = run(
+        'tools/train.py', config, '--work-dir', work.with_name('resumed'),
+        '--resume', work / 'epoch_1.pth',
+    )
+    assert 'resumed epoch: 1, iter: 4' in again
+    assert len(losses(again)) == 4
+    first, second = (torch.load(folder / 'epoch_2.pth', weights_only=False)
+                     for folder in (work, work.with_name('resumed')))
+    assert first['param_schedulers'] == second['param_schedulers']
+    assert first['message_hub'].keys() == second['message_hub'].keys()
+
+
+def test_evaluation_repeats_the_last_validation(trained):
+    config, work, log = trained
+    again = run('tools/test.py', config, work / 'epoch_2.pth', '--work-dir', work.with_name('test'))
+    assert metrics(again)
+    assert metrics(again) == metrics(log)[-2:]
+
+
+def test_backbone_weights_from_a_file(trained):
+    """--pretrained with a detector's checkpoint: everything but the backbone is new."""
+    config, work, _ = trained
+    log = run(
+        'tools/train.py', config, '--work-dir', work.with_name('pretrained'),
+        '--pretrained', work / 'epoch_2.pth', '--no-validate',
+        '--cfg-options', 'train_cfg.max_epochs=1',
+    )
+    assert 'starts from random weights' not in log
+    assert 'missing keys' not in log
+    assert 'Epoch(val)' not in log
