@@ -3,6 +3,7 @@
 Ours are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and ``head.fc.…``.
 """
 
+import hashlib
 import os
 import re
 from collections import OrderedDict
@@ -11,12 +12,12 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import barrier
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from .safe_load import safe_load
+from .safe_load import CheckpointError, safe_load
 
 AUTHORS_URL = 'https://github.com/rayleizhu/BiFormer'
 
@@ -29,8 +30,10 @@ RENAMES = (
     (r'\.mlp\.[23]\.', '.mlp.fc2.'),
     (r'^extra_norms\.(\d)\.', r'norm\1.'),
 )
-BLOCK_KEY = re.compile(r"^stages\.(\d+)\.\d+\.norm1\.weight$")
-OFFICIAL_KEY = re.compile(r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.mlp\.0\.weight$')
+BLOCK_KEY = re.compile(r'^stages\.(\d+)\.\d+\.norm1\.weight$')
+OFFICIAL_KEY = re.compile(
+    r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.mlp\.0\.weight$'
+)
 STEM_KEY = 'downsample_layers.0.0.weight'
 
 
@@ -55,29 +58,31 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[s
         their two spatial dimensions. Other parts of a whole detector or segmentor keep their names.
 
     Raises:
-        ValueError: If this is not a BiFormer under the authors' names.
+        CheckpointError: A ValueError, if this is not a BiFormer under the authors' names.
     """
     if not is_official(state_dict):
-        raise ValueError(_not_biformer(_unnest(state_dict), "the authors' BiFormer checkpoint"))
+        raise CheckpointError(
+            _not_biformer(_unnest(state_dict), "the authors' BiFormer checkpoint")
+        )
     state_dict = {
         key.removeprefix('module.'): value
         for key, value in _unnest(state_dict).items()
         if isinstance(value, Tensor)
     }
-    nested = any(key.startswith('backbone.') for key in state_dict)
+    whole_model = any(key.startswith('backbone.') for key in state_dict)
     converted = OrderedDict()
     for key, value in state_dict.items():
-        if nested and not key.startswith('backbone.'):
+        name = key.removeprefix('backbone.')
+        if name in ('head.weight', 'head.bias'):
+            converted[name.replace('head.', 'head.fc.')] = value
+        elif whole_model and name == key:  # a neck or a head beside the backbone
             converted[key] = value
-        elif key in ('head.weight', 'head.bias'):
-            converted[key.replace('head.', 'head.fc.')] = value
         else:
-            key = key.removeprefix('backbone.')
-            for pattern, name in RENAMES:
-                key = re.sub(pattern, name, key)
-            if value.ndim == 4 and re.search(r'\.(?:qkv|proj|fc1|fc2)\.weight$', key):
+            for pattern, ours in RENAMES:
+                name = re.sub(pattern, ours, name)
+            if value.ndim == 4 and re.search(r'\.(?:qkv|proj|fc1|fc2)\.weight$', name):
                 value = value.flatten(1)
-            converted['backbone.' + key] = value
+            converted['backbone.' + name] = value
     return converted
 
 
@@ -86,8 +91,8 @@ def adapt_backbone_state(
 ) -> None:
     """Before a backbone loads: accept a whole model's names, refuse another model's weights.
 
-    A load-state-dict pre-hook. A backbone loaded by itself takes ``backbone.…`` as its own names, so
-    that ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` needs no prefix.
+    A load-state-dict pre-hook. A backbone loaded by itself takes ``backbone.…`` as its own names,
+    so that ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` needs no prefix.
 
     Args:
         module: The backbone.
@@ -96,7 +101,7 @@ def adapt_backbone_state(
         *args: The rest of the hook's arguments, not needed.
 
     Raises:
-        ValueError: If the weights are another model's, or another arch's.
+        CheckpointError: If the weights are another model's, or another arch's.
     """
     own = module.state_dict()
     if prefix == '' and not own.keys() & state_dict.keys():
@@ -109,16 +114,32 @@ def adapt_backbone_state(
     }
     if not given:
         return
-    if not own.keys() & given.keys():
-        raise ValueError(_not_biformer(given, 'a BiFormer checkpoint'))
     there, here = _describe(given), _describe(own)
+    if not there:
+        raise CheckpointError(_not_biformer(given, 'a BiFormer checkpoint'))
     stages = min(len(there), len(here))
-    if there[:stages] != here[:stages] or given[STEM_KEY].shape != own[STEM_KEY].shape:
-        raise ValueError(
-            f'the checkpoint is of another arch: its stages have (blocks, channels) {there} and its '
-            f'first convolution {tuple(given[STEM_KEY].shape)}; the model has {here} and '
-            f'{tuple(own[STEM_KEY].shape)}. Choose the matching arch or file.'
+    stems = [tuple(state[STEM_KEY].shape) for state in (given, own) if STEM_KEY in state]
+    if there[:stages] != here[:stages] or len({*stems}) > 1:
+        raise CheckpointError(
+            'the checkpoint is of another arch: its (blocks, channels) a stage are '
+            f'{there} and its first convolution is {stems[0]}; the model has {here} and '
+            f'{stems[-1]}. Choose the matching arch or file.'
         )
+
+
+def check_whole_model(path: str) -> None:
+    """Raise CheckpointError unless a file holds a whole model around a BiFormer.
+
+    MMEngine only logs what is missing, and would go on with random weights.
+
+    Args:
+        path: Path or URL of a checkpoint.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    state_dict = _unnest(checkpoint)
+    names = [str(name).removeprefix('module.') for name in state_dict]
+    if not any(BLOCK_KEY.match(name[9:]) for name in names if name.startswith('backbone.')):
+        raise CheckpointError(f'{path}: {_not_biformer(state_dict, "a model around a BiFormer")}')
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -129,7 +150,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         map_location: As in :func:`torch.load`.
 
     Returns:
-        dict[str, Any]: The checkpoint; of an authors' file only the ``state_dict``, under our names.
+        dict[str, Any]: The checkpoint; of an authors' file the ``state_dict`` under our names.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -146,8 +167,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
     """Download a checkpoint into torch.hub's folder once, then load it as a local file."""
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
-    if is_main_process() and not os.path.exists(path):
+    # The authors' URLs all end alike, so the name holds a digest of the whole.
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    path = os.path.join(folder, f'{digest}-{os.path.basename(urlparse(url).path)}')
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
         torch.hub.download_url_to_file(url, path)
     barrier()

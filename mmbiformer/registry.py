@@ -4,8 +4,24 @@
 this module, and from it the ``locations``, the first time it meets the prefix.
 """
 
+from typing import Any
+
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import Registry
+from mmengine.registry import Registry as MMEngineRegistry
+
+
+class Registry(MMEngineRegistry):
+    """A registry that finds its own entries whatever the default scope is.
+
+    MMEngine's asks the registry of the default scope instead of the one whose ``build`` is called.
+    """
+
+    def build(self, cfg: dict, *args: Any, **kwargs: Any) -> Any:
+        self.import_from_location()
+        if isinstance(cfg, dict) and cfg.get('type') in self.module_dict:
+            cfg = {**cfg, '_scope_': self.scope}
+        return super().build(cfg, *args, **kwargs)
+
 
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmbiformer', locations=['mmbiformer.models']

@@ -1,4 +1,4 @@
-"""The goldens: outputs of the authors' code in float64, on weights and inputs given by a formula."""
+"""The goldens: outputs of the authors' code in float64, on weights given by a formula."""
 
 import json
 import zlib

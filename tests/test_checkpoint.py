@@ -8,11 +8,15 @@ from collections import OrderedDict
 import pytest
 import torch
 from goldens import Golden
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
-from torch import nn
 
-from mmbiformer.checkpoint import convert_official_state_dict, register_safe_loader
+from mmbiformer.checkpoint import (
+    check_whole_model,
+    convert_official_state_dict,
+    register_safe_loader,
+)
 from mmbiformer.models import BiFormer
 from mmbiformer.registry import MODELS
 from mmbiformer.safe_load import CheckpointError
@@ -57,14 +61,29 @@ def test_dense_backbone_loads_strictly(name):
     BiFormer('small').load_state_dict(state_dict, strict=True)
 
 
+@pytest.mark.parametrize('name', ['biformer_small_det', 'biformer_tiny_cls'])
 @pytest.mark.parametrize('nest', ['', 'model', 'state_dict'])
-@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.'])
-def test_nesting(nest, prefix):
-    expected = convert_official_state_dict(official('biformer_small_det'))
-    state_dict = {prefix + k: v for k, v in official('biformer_small_det').items()}
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.', 'module.backbone.'])
+def test_nesting(name, nest, prefix):
+    expected = convert_official_state_dict(official(name))
+    assert all(key.startswith(('backbone.', 'head.fc.')) for key in expected)
+    state_dict = {prefix + k: v for k, v in official(name).items()}
     found = convert_official_state_dict({nest: state_dict, 'epoch': 3} if nest else state_dict)
     assert list(found) == list(expected)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_head_beside_a_prefixed_backbone():
+    state_dict = {
+        key if key.startswith('head.') else f'backbone.{key}': value
+        for key, value in official().items()
+    }
+    state_dict['neck.fpn_convs.0.conv.weight'] = torch.zeros(1)
+    found = convert_official_state_dict(state_dict)
+    assert set(found) == {
+        *convert_official_state_dict(official()),
+        'neck.fpn_convs.0.conv.weight',
+    }
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
@@ -113,7 +132,7 @@ def released(tmp_path):
     return path
 
 
-def test_released_file_as_init_cfg(released, caplog):
+def test_released_file_as_init_cfg(released):
     net = MODELS.build(
         dict(
             type='mmbiformer.BiFormer',
@@ -130,8 +149,10 @@ def test_released_file_as_init_cfg(released, caplog):
 
 
 @pytest.mark.parametrize('prefix', [None, 'backbone.'])
-def test_classification_weights_in_a_dense_backbone(released, capsys, prefix):
+def test_classification_weights_in_a_dense_backbone(released, tmp_path, prefix):
     """The norms of the maps are new, the final norm goes; the log names both."""
+    # MMEngine logs to the logger made last.
+    MMLogger.get_instance(f'missing {prefix}', log_file=str(tmp_path / 'log'))
     init_cfg = dict(type='Pretrained', checkpoint=str(released))
     if prefix:
         init_cfg['prefix'] = prefix
@@ -146,7 +167,7 @@ def test_classification_weights_in_a_dense_backbone(released, capsys, prefix):
         for name, value in state_dict.items()
         if name not in new
     )
-    log = ''.join(capsys.readouterr())
+    log = (tmp_path / 'log').read_text()
     assert 'missing keys in source state_dict: norm0.weight' in log
     assert 'unexpected key in source state_dict: ' in log
     assert 'norm.weight' in log.split('unexpected key')[1]
@@ -166,11 +187,21 @@ def test_wrong_arch_is_refused(released):
 
 
 def test_other_model_is_refused(tmp_path):
-    path = tmp_path / 'resnet.pth'
-    torch.save(dict(state_dict=nn.Conv2d(1, 1, 1).state_dict()), path)
+    """Even if some names agree, as those of a ConvNeXt or Swin would."""
+    path = tmp_path / 'convnext.pth'
+    names = ('downsample_layers.0.0.weight', 'norm3.weight')
+    torch.save(dict(state_dict={name: torch.zeros(1) for name in names}), path)
     net = BiFormer('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     with pytest.raises(ValueError, match='not a BiFormer checkpoint: found 2 entries such as'):
         net.init_weights()
+
+
+def test_whole_model_is_required(released, tmp_path):
+    path = tmp_path / 'backbone.pth'
+    torch.save(BiFormer('tiny').state_dict(), path)
+    with pytest.raises(CheckpointError, match=r'backbone\.pth: this is not a model around'):
+        check_whole_model(str(path))
+    check_whole_model(str(released))
 
 
 def test_registered_for_files_and_urls():
@@ -215,5 +246,5 @@ def test_command_refuses(released, tmp_path):
 def test_unreadable_file_names_itself(tmp_path):
     path = tmp_path / 'broken.pth'
     path.write_bytes(b'PK\x03\x04 nothing')
-    with pytest.raises(CheckpointError, match='broken.pth'):
+    with pytest.raises(CheckpointError, match=r'broken\.pth'):
         CheckpointLoader.load_checkpoint(str(path))

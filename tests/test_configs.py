@@ -13,7 +13,7 @@ CONFIGS = sorted(
     for path in ROOT.glob('configs/**/*.py')
     if '_base_' not in path.parts
 )
-# Parameters of the classifiers, published to a tenth of a million and measured on the authors' code.
+# Parameters of the classifiers, as counted in the authors' code.
 PARAMETERS = {
     'biformer_t': 13_142_760,
     'biformer_s': 25_536_232,
@@ -93,7 +93,12 @@ def test_maskrcnn_weight_decay_by_parameter():
     expected = {
         f'backbone.{name}.{kind}'
         for name in [
-            *(f'stages.{i}.{j}.norm{n}' for i, d in enumerate((2, 2, 8, 2)) for j in range(d) for n in (1, 2)),
+            *(
+                f'stages.{i}.{j}.norm{n}'
+                for i, d in enumerate((2, 2, 8, 2))
+                for j in range(d)
+                for n in (1, 2)
+            ),
             *(f'norm{i}' for i in range(4)),
         ]
         for kind in ('weight', 'bias')

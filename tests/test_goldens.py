@@ -29,9 +29,7 @@ def test_formula():
 
 
 @pytest.mark.parametrize('backend', ['auto', *BACKENDS])
-@pytest.mark.parametrize(
-    'name', ['bra_legacy', 'bra_legacy_padded', 'bra_nchw', 'bra_nchw_padded']
-)
+@pytest.mark.parametrize('name', ['bra_legacy', 'bra_legacy_padded', 'bra_nchw', 'bra_nchw_padded'])
 def test_attention(name, backend):
     golden = Golden(name)
     nchw = golden.case['impl'] == 'nchw'

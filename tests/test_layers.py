@@ -66,7 +66,7 @@ def test_float32_and_bfloat16_follow_float64():
 
 
 def test_topk_beyond_the_grid():
-    with pytest.raises(ValueError, match='topk=17 .* 16 regions of a 4x4 grid.*finer region_grid'):
+    with pytest.raises(ValueError, match=r'topk=17 .* 16 regions of a 4x4 grid.*finer region_grid'):
         layer(topk=17)
 
 

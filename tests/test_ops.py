@@ -38,9 +38,7 @@ class Case:
         return q, k, v, routes
 
     def options(self):
-        return dict(
-            num_heads=self.heads, region_size=self.region, key_region_size=self.key_region
-        )
+        return dict(num_heads=self.heads, region_size=self.region, key_region_size=self.key_region)
 
 
 CASES = {
@@ -229,7 +227,7 @@ def test_topk_must_fit(topk):
 
 def test_unknown_backend():
     q, k, v, routes = Case().tensors()
-    with pytest.raises(ValueError, match="backend='fast' is unknown; choose one of .*'sdpa'"):
+    with pytest.raises(ValueError, match=r"backend='fast' is unknown; choose one of .*'sdpa'"):
         routed_attention(q, k, v, routes, num_heads=2, region_size=(2, 2), backend='fast')
 
 
@@ -268,5 +266,8 @@ def test_shapes_must_fit():
         routed_attention(q[..., :8], k, v, routes, **options)
     with pytest.raises(ValueError, match='multiples of num_heads=3'):
         routed_attention(q, k, v, routes, num_heads=3, region_size=(2, 2))
-    with pytest.raises(ValueError, match=r'routes must be .*\(2, 16, k\)'):
-        routed_attention(q, k, v, routes[:, :15], **options)
+    for wrong in (routes[:, :15], routes[..., :0], routes.int()):
+        with pytest.raises(ValueError, match=r'routes must be int64 .*\(2, 16, k >= 1\)'):
+            routed_attention(q, k, v, wrong, **options)
+    with pytest.raises(ValueError, match='must be positive'):
+        routed_attention(q, k, v, routes, num_heads=0, region_size=(2, 2))

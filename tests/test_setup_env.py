@@ -1,5 +1,6 @@
 """Set-up of the environment (tools/setup_env.py) and packaging: no network, nothing compiled."""
 
+import ast
 import importlib.util
 import os
 import re
@@ -105,11 +106,10 @@ def test_wrong_python(project):
     assert files_of(project.parent) == before
 
 
-def test_old_python(project):
-    old = next(filter(None, map(shutil.which, ('python3.9', 'python3.8'))), None)
-    if old is None or subprocess.run([old, '--version'], capture_output=True).returncode != 0:
-        pytest.skip('needs a Python 3.8 or 3.9')
-    assert stops_with('but Python 3.10, 3.11 or 3.12 is needed', start(project, python=old))
+def test_an_old_python_can_read_the_script():
+    """It must get as far as saying that it is too old."""
+    source = (ROOT / 'tools' / 'setup_env.py').read_text()
+    ast.parse(source, feature_version=(3, 8))
 
 
 def test_wrong_python_carries_on_in_one_that_runs(project, tmp_path):

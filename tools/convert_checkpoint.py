@@ -7,12 +7,13 @@ Example:
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
 
 from mmbiformer.checkpoint import convert_official_state_dict
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.command_line import CommandError, check_file, run_command
 from mmbiformer.safe_load import safe_load
 
 
@@ -29,9 +30,13 @@ def main() -> None:
     args = parse_args()
     if args.dst.exists():
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
+    check_file(str(args.src), 'SRC')
     state_dict = convert_official_state_dict(safe_load(args.src))
     args.dst.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=dict(converted_from=args.src.name), state_dict=state_dict), args.dst)
+    # Under another name first: what is interrupted leaves no half a file.
+    partial = args.dst.with_name(args.dst.name + '.partial')
+    torch.save(dict(meta=dict(converted_from=args.src.name), state_dict=state_dict), partial)
+    os.replace(partial, args.dst)
     print(f'wrote {len(state_dict)} tensors to {args.dst}')
 
 

@@ -92,7 +92,13 @@ def draw_instances(
         ys, xs = np.nonzero(mask)
         if len(xs):
             axes.text(
-                xs.mean(), ys.mean(), name, color='white', fontsize=6, ha='center', va='center',
+                xs.mean(),
+                ys.mean(),
+                name,
+                color='white',
+                fontsize=6,
+                ha='center',
+                va='center',
                 bbox=dict(facecolor=colours[label], alpha=0.75, lw=0, boxstyle='round,pad=0.15'),
             )
     axes.axis('off')
@@ -150,8 +156,13 @@ def main() -> None:
     run('tools/train.py', config, '--work-dir', str(work_dir.relative_to(ROOT)))
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     checkpoint = ROOT / work_dir / checkpoint.name
-    run('tools/test.py', config, str(checkpoint.relative_to(ROOT)),
-        '--work-dir', str((work_dir / 'test').relative_to(ROOT)))
+    run(
+        'tools/test.py',
+        config,
+        str(checkpoint.relative_to(ROOT)),
+        '--work-dir',
+        str((work_dir / 'test').relative_to(ROOT)),
+    )
 
     register_safe_loader()
     curves, pictures = work_dir / 'curves.png', work_dir / 'predictions.png'

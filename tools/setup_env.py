@@ -490,7 +490,7 @@ def set_up(stack, only_this_python):
         try:
             install(venv, stack, ops, folder, compiler)
         except SetupError:
-            if old_stamp:  # a failing pip changes nothing: still good as what it was
+            if old_stamp:  # out of date as before, so the next set-up updates it again
                 write_stamp(venv, *old_stamp)
             else:
                 remove(venv)

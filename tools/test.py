@@ -6,13 +6,15 @@ Examples:
 """
 
 import argparse
+import os
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.config import Config, ConfigDict
 
+from mmbiformer.checkpoint import check_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_common_options,
+    build_runner,
     check_data,
     check_file,
     load_config,
@@ -26,9 +28,8 @@ def parse_args() -> argparse.Namespace:
     add_common_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
-    parser.add_argument(
-        '--show-dir', metavar='DIR', help='paint predictions into WORK_DIR/TIMESTAMP/DIR'
-    )
+    parser.add_argument('--show-dir', metavar='DIR', help='paint the predictions into a folder')
+    parser.add_argument('--tta', action='store_true', help='augment at test time')
     return parser.parse_args()
 
 
@@ -38,21 +39,44 @@ def main() -> None:
     cfg = load_config(args)
     check_file(args.checkpoint, 'checkpoint')
     check_data(cfg, ('test',))
+    check_whole_model(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.out is not None:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise CommandError(f'--out {args.out}: the file must end in .pkl or .pickle')
-        cfg.test_evaluator = _as_list(cfg.test_evaluator) + [
-            dict(type='DumpResults', out_file_path=args.out)
-        ]
+        dump = dict(type='DumpResults', out_file_path=args.out)
+        cfg.test_evaluator = [*_as_list(cfg.test_evaluator), dump]
     if args.show_dir is not None:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            raise CommandError(f'--show-dir: {args.config} has no visualization hook')
-        hook = cfg.default_hooks.visualization
-        hook.update({'enable' if hook.type == 'VisualizationHook' else 'draw': True})
-        hook['out_dir' if hook.type == 'VisualizationHook' else 'test_out_dir'] = args.show_dir
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.test()
+        paint(cfg, args.show_dir)
+    if args.tta:
+        augment(cfg)
+    build_runner(cfg).test()
+
+
+def paint(cfg: Config, folder: str) -> None:
+    """Switch the host's visualization hook on; each host has its own name for the folder."""
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise CommandError(f'--show-dir: {cfg.filename} has no visualization hook')
+    if hook.type == 'VisualizationHook':  # mmpretrain
+        hook.update(enable=True, out_dir=folder)
+    elif hook.type == 'SegVisualizationHook':
+        hook.draw = True
+        cfg.visualizer.save_dir = folder
+    else:
+        hook.update(draw=True, test_out_dir=os.path.abspath(folder))
+
+
+def augment(cfg: Config) -> None:
+    """Test with the augmentations that the config brings."""
+    if cfg.model.get('roi_head', {}).get('mask_head'):
+        raise CommandError(
+            '--tta: MMDetection cannot merge masks of augmented images; leave it out'
+        )
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise CommandError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
 
 def _as_list(evaluators: list | dict) -> list:

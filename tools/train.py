@@ -7,16 +7,16 @@ Examples:
 
 import argparse
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
+from mmbiformer.checkpoint import check_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_common_options,
+    build_runner,
     check_data,
     check_file,
     drop_amp_without_gpu,
     load_config,
+    random_weights_message,
     run_command,
     use_pretrained,
 )
@@ -67,10 +67,13 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
         if cfg.load_from:
             check_file(cfg.load_from, '--resume')
+            check_whole_model(cfg.load_from)
     check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
     use_pretrained(cfg, args.pretrained)
     drop_amp_without_gpu(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
+    if message := random_weights_message(cfg):
+        runner.logger.warning(message)
     runner.train()
 
 

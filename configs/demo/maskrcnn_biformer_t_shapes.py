@@ -2,9 +2,7 @@
 _base_ = '../maskrcnn_biformer_t_coco.py'
 
 data_root = 'data/shapes/'
-metainfo = dict(
-    classes=('disc', 'rectangle', 'triangle', 'star', 'ring', 'cross', 'crescent')
-)
+metainfo = dict(classes=('disc', 'rectangle', 'triangle', 'star', 'ring', 'cross', 'crescent'))
 num_classes = len(metainfo['classes'])
 size = (192, 160)
 
@@ -87,7 +85,11 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(
-        type='CosineAnnealingLR', by_epoch=True, begin=0, end=6, eta_min=1e-6,
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end=6,
+        eta_min=1e-6,
         convert_to_iter_based=True,
     ),
 ]

@@ -1,7 +1,6 @@
 """What tools/train.py and tools/test.py share: options, config, checks before anything runs."""
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +9,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from ..checkpoint import AUTHORS_URL, register_safe_loader
+from ..safe_load import CheckpointError
 
 
 class CommandError(Exception):
@@ -23,14 +24,11 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's error ends it with one message and exit status 2.
 
     Args:
-        main: The command. ``CommandError``, ``FileNotFoundError`` and ``ValueError`` are taken for
-            the user's; set ``MMBIFORMER_TRACEBACK=1`` to see where they come from.
+        main: The command.
     """
     try:
         main()
-    except (CommandError, FileNotFoundError, ValueError) as error:
-        if os.environ.get('MMBIFORMER_TRACEBACK'):
-            raise
+    except (CommandError, CheckpointError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
 
@@ -87,14 +85,33 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner, and with it the model, that a config asks for.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        CommandError: If the config's values do not fit.
+    """
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except ValueError as error:
+        raise CommandError(f'{cfg.filename} cannot be built: {error}') from error
+
+
 def check_file(path: str, what: str) -> None:
-    """Raise CommandError unless the file exists; URLs pass.
+    """Raise CommandError unless there is such a file; http(s) URLs pass.
 
     Args:
         path: Path or URL.
         what: What the file is, for the message.
     """
-    if '://' not in path and not Path(path).expanduser().is_file():
+    if path.startswith(('http://', 'https://')):
+        return
+    if '://' in path:
+        raise CommandError(f'{what}: {path} is no file or http(s) URL; download it first')
+    if not Path(path).expanduser().is_file():
         raise CommandError(f'{what}: there is no file {path}')
 
 
@@ -114,41 +131,47 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     if not missing:
         return
     root = os.path.commonpath(missing) if len(missing) > 1 else os.path.dirname(missing[0])
+    advice = 'Put the data there'
+    if not os.path.exists(root):
+        advice += f', or link it:  ln -s /path/to/your/data {root}'
     raise CommandError(
         f'the data set of {cfg.filename} is not there.\n'
         + ''.join(f'  missing: {path}\n' for path in missing)
-        + 'The configs expect these files and folders:\n'
+        + 'The config expects these files and folders:\n'
         + ''.join(f'  {path}\n' for path in sorted(needed))
-        + f'Put the data there, or link it:  ln -s /path/to/your/data {root or "data"}\n'
-        + 'To see everything work without any data:  make demo'
+        + f'{advice}\nTo see everything work without any data:  make demo'
     )
 
 
 def use_pretrained(cfg: Config, checkpoint: str | None) -> None:
-    """Set the file of the backbone's weights, and say so if there is none.
+    """Set the file of the backbone's weights.
 
     Args:
         cfg: The whole config; changed in place.
-        checkpoint: Path or URL; the authors' files are taken as they are.
+        checkpoint: Path or URL, or None to leave the config as it is; the authors' files are taken
+            as they are.
     """
-    backbone = cfg.model.backbone
     if checkpoint is not None:
         check_file(checkpoint, '--pretrained')
-        backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=checkpoint)
-    elif not (backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume')):
-        print_log(
-            'The backbone starts from random weights. Published figures of dense tasks start from '
-            f'the ImageNet weights that the authors publish at {AUTHORS_URL}: download a file and '
-            'give it as --pretrained FILE.',
-            logger='current',
-            level=logging.WARNING,
-        )
+        cfg.model.backbone.init_cfg = ConfigDict(type='Pretrained', checkpoint=checkpoint)
+
+
+def random_weights_message(cfg: Config) -> str | None:
+    """What to tell a user whose backbone starts from random weights; None if it does not."""
+    backbone = cfg.model.backbone
+    if backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume'):
+        return None
+    return (
+        'The backbone starts from random weights. Published figures of detection and segmentation '
+        f'need the ImageNet weights that the authors publish at {AUTHORS_URL}: download a file and '
+        'give it as --pretrained FILE.'
+    )
 
 
 def drop_amp_without_gpu(cfg: Config) -> None:
     """Train in float32 where MMEngine has no mixed precision, which is on CPU."""
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
-        print_log('No GPU: training in float32 instead of mixed precision.', logger='current')
+        print('No GPU: training in float32 instead of mixed precision.')
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype'):
             cfg.optim_wrapper.pop(key, None)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import route_regions, routed_attention
+from ..ops import num_regions, route_regions, routed_attention
 from .conv import DepthwiseConv2d
 from .linear import Linear
 
@@ -20,13 +20,13 @@ class BiLevelRoutingAttention(nn.Module):
 
     A map whose sides are not multiples of the grid needs a ``padding`` policy:
 
-    - ``'input'``: the input is zero-padded at the right and bottom to a multiple of the grid before
-      it is projected. Padded tokens carry the projection's bias, count in the region means and are
-      attended to. BiFormer-T, -S, -B and -STL were trained and released so.
-    - ``'projected'``: regions measure floor(H / grid) x floor(W / grid) tokens, so there can be more
-      of them than the grid says; queries, keys and values are zero-padded, and padded keys (logit 0,
-      value 0) are attended to. Region means exclude them. BiFormer-STL-nchw was released so
-      (the authors' ``ops/bra_nchw.py``).
+    - ``'input'``: the input is zero-padded at the right and bottom to a multiple of the grid
+      before it is projected. Padded tokens carry the projection's bias, count in the region means
+      and are attended to. BiFormer-T, -S, -B and -STL were trained and released so.
+    - ``'projected'``: regions measure floor(H / grid) x floor(W / grid) tokens, so there can be
+      more of them than the grid says; queries, keys and values are zero-padded, and padded keys
+      (logit 0, value 0) are attended to. Region means exclude them. BiFormer-STL-nchw was
+      released so (the authors' ``ops/bra_nchw.py``).
     - ``'mask'``: regions measure ceil(H / grid) x ceil(W / grid) tokens and end at the edge of the
       map: nothing outside counts, nothing outside is attended to. There can be fewer regions than
       the grid says.
@@ -110,7 +110,8 @@ class BiLevelRoutingAttention(nn.Module):
         routes = route_regions(q, k, self.topk, region_size)
         lepe = self.lepe(v)
         if self.padding == 'projected':
-            qkv = pad_to(qkv, *(-(-n // r) * r for n, r in zip((height, width), region_size)))
+            regions = num_regions((height, width), region_size)
+            qkv = pad_to(qkv, regions[0] * region_size[0], regions[1] * region_size[1])
             q, k, v = qkv.chunk(3, dim=-1)
         out = routed_attention(
             q,
@@ -136,10 +137,10 @@ class BiLevelRoutingAttention(nn.Module):
 
 def to_grid(region_grid: int | tuple[int, int]) -> tuple[int, int]:
     """Regions per column and per row from an int or a pair; raises ValueError otherwise."""
-    pair = (region_grid, region_grid) if isinstance(region_grid, int) else tuple(region_grid)
-    if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    pair = region_grid if isinstance(region_grid, (list, tuple)) else (region_grid, region_grid)
+    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
         raise ValueError(f'region_grid={region_grid!r} must be a positive int or a pair of them')
-    return pair
+    return tuple(pair)
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:

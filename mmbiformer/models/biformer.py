@@ -17,9 +17,7 @@ from ..registry import MODELS
 NORM_EPS = 1e-6
 HEAD_DIM = 32
 
-STL = dict(
-    depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), mlp_ratio=4, layout='swin'
-)
+STL = dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), mlp_ratio=4, layout='swin')
 ARCHS: dict[str, dict[str, Any]] = {
     'tiny': dict(depths=(2, 2, 8, 2), embed_dims=(64, 128, 256, 512), mlp_ratio=3),
     'small': dict(depths=(4, 4, 18, 4), embed_dims=(64, 128, 256, 512), mlp_ratio=3),
@@ -27,9 +25,7 @@ ARCHS: dict[str, dict[str, Any]] = {
     'stl': STL,
     'stl_nchw': dict(STL, lepe_source='value', padding='projected'),
 }
-ARCH_DEFAULTS = dict(
-    topks=(1, 4, 16, None), layout='conv', lepe_source='input', padding='input'
-)
+ARCH_DEFAULTS = dict(topks=(1, 4, 16, None), layout='conv', lepe_source='input', padding='input')
 
 
 class BiFormerBlock(nn.Module):
@@ -138,7 +134,7 @@ class BiFormer(BaseModule):
         num_built = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= num_built:
             raise ValueError(
-                f'frozen_stages={frozen_stages} must lie between -1 and the {num_built} stages built'
+                f'frozen_stages={frozen_stages} must lie between -1 and the {num_built} stages'
             )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -186,19 +182,20 @@ class BiFormer(BaseModule):
 
         Returns:
             tuple[Tensor, ...]: One map (B, C, H / s, W / s) for each of ``out_indices``, with
-            strides s of 4, 8, 16 and 32 (rounded up), channels-last in memory.
+            strides s of 4, 8, 16 and 32. Sizes are rounded up, by the layout ``'swin'`` down.
         """
         outs = []
         x = x.contiguous(memory_format=torch.channels_last)
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
-            x = downsample(x).permute(0, 2, 3, 1)
+        for i, stage in enumerate(self.stages):
+            x = self.downsample_layers[i](x).permute(0, 2, 3, 1)
             for block in stage:
                 if self.with_cp and x.requires_grad:
                     x = checkpoint(block, x, use_reentrant=False)
                 else:
                     x = block(x)
             if i in self.out_indices and not self.final_norm:
-                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2))
+                # mmcv's RoIAlign reads memory as NCHW, whatever the strides say.
+                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
             x = x.permute(0, 3, 1, 2)
         return (self.norm(x),) if self.final_norm else tuple(outs)
 
@@ -254,7 +251,9 @@ def _init_weights(module: nn.Module) -> None:
 def _check_arch(arch: str | dict[str, Any]) -> dict[str, Any]:
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f'arch={arch!r} is unknown; choose one of {list(ARCHS)} or give a dict')
+            raise ValueError(
+                f'arch={arch!r} is unknown; choose one of {list(ARCHS)} or give a dict'
+            )
         arch = ARCHS[arch]
     required, known = {'depths', 'embed_dims', 'mlp_ratio'}, {*ARCH_DEFAULTS}
     if not required <= {*arch} <= required | known:
@@ -284,14 +283,20 @@ def _check_out_indices(
         out_indices = last if final_norm else tuple(range(num_stages))
     elif isinstance(out_indices, int):
         out_indices = (out_indices,)
+    if not all(type(i) is int for i in out_indices):
+        raise ValueError(f'out_indices={out_indices!r} must be an int or a sequence of ints')
     checked = tuple(i + num_stages if i < 0 else i for i in out_indices)
-    if not checked or list(checked) != sorted({*checked}) or not 0 <= checked[0] <= checked[-1] < num_stages:
+    if (
+        not checked
+        or list(checked) != sorted({*checked})
+        or not 0 <= checked[0] <= checked[-1] < num_stages
+    ):
         raise ValueError(
             f'out_indices={out_indices} must be rising stage numbers from 0 to {num_stages - 1}'
         )
     if final_norm and checked != last:
         raise ValueError(
-            f'final_norm=True gives the last map only: out_indices must be {last}, got {out_indices}; '
-            'leave final_norm out for multi-scale maps'
+            f'final_norm=True gives the last map only: out_indices must be {last}, '
+            f'got {out_indices}; leave final_norm out for multi-scale maps'
         )
     return checked

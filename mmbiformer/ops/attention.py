@@ -2,6 +2,7 @@
 
 import logging
 
+import torch
 from torch import Tensor
 
 from .backends import BACKENDS
@@ -35,7 +36,8 @@ def routed_attention(
         key: (B, Hk, Wk, C).
         value: (B, Hk, Wk, Cv).
         routes: int64, (B, Rq, k): for each query region its key regions, numbered row by row, as
-            :func:`mmbiformer.ops.route_regions` gives them. A region listed twice counts twice.
+            :func:`mmbiformer.ops.route_regions` gives them. A region listed twice counts
+            twice. Numbers beyond the key regions are not checked for.
         num_heads: Number of heads; C and Cv must be multiples of it.
         region_size: Height and width of a query region, in tokens.
         key_region_size: Height and width of a key region, in tokens. Defaults to None, the
@@ -53,7 +55,7 @@ def routed_attention(
         RuntimeError: If a backend asked for by name cannot run these tensors.
     """
     key_region_size = key_region_size or region_size
-    _check(query, key, value, routes, num_heads, region_size)
+    _check(query, key, value, routes, num_heads, region_size, key_region_size)
     if scale is None:
         scale = (query.shape[-1] // num_heads) ** -0.5
     run = _choose(backend, query, key, value).attend
@@ -68,9 +70,7 @@ def _choose(name: str, query: Tensor, key: Tensor, value: Tensor):
                 return backend
             logger.debug('routed attention does not use %r: %s', candidate, reason)
     if name not in BACKENDS:
-        raise ValueError(
-            f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}'
-        )
+        raise ValueError(f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}')
     reason = BACKENDS[name].why_not(query, key, value)
     if reason is not None:
         raise RuntimeError(f'backend={name!r} cannot run here: {reason}')
@@ -84,7 +84,13 @@ def _check(
     routes: Tensor,
     num_heads: int,
     region_size: tuple[int, int],
+    key_region_size: tuple[int, int],
 ) -> None:
+    if num_heads < 1 or min(region_size) < 1 or min(key_region_size) < 1:
+        raise ValueError(
+            f'num_heads={num_heads}, region_size={region_size} and '
+            f'key_region_size={key_region_size} must be positive'
+        )
     if not query.ndim == key.ndim == value.ndim == 4:
         raise ValueError(
             'query, key and value must be maps (B, H, W, C); got '
@@ -102,8 +108,14 @@ def _check(
             f'num_heads={num_heads}'
         )
     rows, cols = num_regions(size, region_size)
-    if routes.ndim != 3 or routes.shape[:2] != (batch, rows * cols):
+    if (
+        routes.ndim != 3
+        or routes.shape[:2] != (batch, rows * cols)
+        or routes.shape[2] < 1
+        or routes.dtype != torch.int64
+    ):
         raise ValueError(
-            f'routes must be (B, Rq, k) = ({batch}, {rows * cols}, k) for a {size[0]}x{size[1]} '
-            f'query map in {region_size[0]}x{region_size[1]} regions; got {tuple(routes.shape)}'
+            f'routes must be int64 (B, Rq, k) = ({batch}, {rows * cols}, k >= 1) for a '
+            f'{size[0]}x{size[1]} query map in {region_size[0]}x{region_size[1]} regions; '
+            f'got {routes.dtype} {tuple(routes.shape)}'
         )

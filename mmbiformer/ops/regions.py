@@ -1,8 +1,8 @@
 """Regions: how a map is cut into the tiles that routing chooses between.
 
-A map of (H, W) tokens and a region of (h, w) tokens make ceil(H / h) x ceil(W / w) regions, numbered
-row by row. Where H or W is not a multiple, the last row or column of regions holds fewer tokens:
-what would lie beyond the edge of the map does not exist.
+A map of (H, W) tokens and a region of (h, w) tokens make ceil(H / h) x ceil(W / w) regions,
+numbered row by row. Where H or W is not a multiple, the last row or column of regions holds fewer
+tokens: what would lie beyond the edge of the map does not exist.
 """
 
 import torch

@@ -59,6 +59,10 @@ def route_regions(
             f'{key.shape[1]}x{key.shape[2]} map; choose 1 <= topk <= {rows * cols}, a finer '
             f'region_grid or a larger input'
         )
-    with torch.autocast(query.device.type, enabled=False):
-        affinity = region_means(query, region_size) @ region_means(key, key_region_size).mT
+    q, k = region_means(query, region_size), region_means(key, key_region_size)
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            affinity = q @ k.mT
+    else:
+        affinity = q @ k.mT
     return affinity.topk(topk, dim=-1).indices

@@ -45,11 +45,17 @@ def attend(
     # the speed of the dense product.
     if all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
         run = _attend_under_mask
-    elif query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0:
+    elif _keeps_copies(query, value):
         run = _GatheredFlash.apply
     else:
         run = _attend_gathered
     return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+
+
+def _keeps_copies(query: Tensor, value: Tensor) -> bool:
+    """Whether autograd would keep gathered copies that :class:`_GatheredFlash` spares, on CPU."""
+    runs = query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0
+    return runs and torch.is_grad_enabled() and not torch.jit.is_tracing()
 
 
 def _attend_under_mask(
@@ -87,7 +93,9 @@ def _attend_gathered(
 ) -> Tensor:
     """Query regions attend to gathered copies of their routed regions."""
     rows = _flat_rows(routes, key, key_region_size)
-    q, k, v, mask = _operands(query, key, value, routes, rows, num_heads, region_size, key_region_size)
+    q, k, v, mask = _operands(
+        query, key, value, routes, rows, num_heads, region_size, key_region_size
+    )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return _merge(out, query, region_size)
 
