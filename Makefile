@@ -4,9 +4,11 @@
 # STACK=openmmlab  the OpenMMLab originals, in .venv-openmmlab
 # PYTHON=...       the Python to make the environment with (3.10 to 3.12; default: python3)
 # TASK=...         what `make demo` shows (default: maskrcnn)
+# SEED=...         seed of the demo's scenes (default: 0)
 
 STACK ?= onedl
 TASK ?= maskrcnn
+SEED ?= 0
 
 VENV_onedl := .venv
 VENV_openmmlab := .venv-openmmlab
@@ -31,7 +33,7 @@ env:  ## set up the environment (the other targets do it by themselves)
 	@$(SETUP_PYTHON) tools/setup_env.py $(STACK) $(if $(PYTHON),--only-this-python)
 
 demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
-	@$(PY) tools/demo.py $(TASK)
+	@$(PY) tools/demo.py $(TASK) --seed $(SEED)
 
 test: env  ## run the fast tests
 	@$(PY) -m pytest -m "not slow" --durations 10

@@ -6,7 +6,9 @@ import textwrap
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+from mmdet.registry import MODELS as MMDET_MODELS
+from mmengine.analysis import get_model_complexity_info
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -153,6 +155,19 @@ def test_maps_are_what_mmcv_reads():
         assert out.is_contiguous()
 
 
+def test_flops_can_be_counted():
+    """MMEngine's counter traces the model."""
+    with torch.no_grad():
+        info = get_model_complexity_info(toy().eval(), (3, 64, 64), show_table=False)
+    assert info['flops'] > 0
+
+
+def test_builds_whatever_the_default_scope_is():
+    init_default_scope('mmdet')
+    assert isinstance(MODELS.build(dict(type='BiFormer', arch=TOY, region_grid=2)), BiFormer)
+    assert isinstance(MMDET_MODELS.build(dict(type='mmbiformer.BiFormer')), BiFormer)
+
+
 def test_arch_dict_is_left_alone():
     arch = dict(TOY)
     toy(arch=arch)
@@ -174,6 +189,8 @@ def test_arch_dict_is_left_alone():
         (dict(drop_path_rate=1.0), r'drop_path_rate=1.0 must lie in \[0, 1\)'),
         (dict(frozen_stages=5), 'frozen_stages=5 must lie between -1 and the 4'),
         (dict(region_grid=1), 'topk=2 does not fit the 1 regions'),
+        (dict(region_grid=7.0), 'region_grid=7.0 must be a positive int'),
+        (dict(out_indices='3'), "out_indices='3' must be an int"),
         (dict(padding='zeros'), "padding='zeros' is unknown"),
     ],
 )

@@ -1,5 +1,7 @@
 """Equality with the authors' code: every golden in float64, to 1e-9."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +118,31 @@ def test_dense(name):
         outs = net(golden.input())
     for i, out in enumerate(outs):
         golden.check(f'stage{i}', out)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_low_precision(dtype):
+    """A whole model makes at most twice the error that plain PyTorch makes in that precision."""
+    golden = Golden('biformer_tiny_cls')
+    state_dict = convert_official_state_dict(golden.official_state_dict())
+    exact = Classifier('tiny').double().eval()
+    exact.load_state_dict(state_dict)
+    # In a single region no route can flip, which would be an error of another kind.
+    errors = {}
+    with torch.no_grad():
+        for module in exact.modules():
+            if isinstance(module, BiLevelRoutingAttention):
+                module.region_grid, module.topk = (1, 1), 1
+        expected = exact(golden.input())[1]
+        for backend in ('reference', 'auto'):
+            net = copy.deepcopy(exact).to(dtype)
+            for module in net.modules():
+                if isinstance(module, BiLevelRoutingAttention):
+                    module.backend = backend
+            found = net(golden.input().to(dtype))[1].double()
+            errors[backend] = ((found - expected).abs().max() / expected.abs().max()).item()
+    assert errors['auto'] <= 2 * max(errors['reference'], 2**-20)
+    assert errors['auto'] <= 200 * torch.finfo(dtype).eps
 
 
 def test_training_step():
