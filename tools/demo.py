@@ -29,7 +29,7 @@ from mmbiformer.engine.command_line import CommandError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {'maskrcnn': 'configs/demo/maskrcnn_biformer_t_shapes.py'}
-TRAIN_IMAGES, VAL_IMAGES = 400, 100
+TRAIN_IMAGES, VAL_IMAGES = 400, 80
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,6 +18,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from colorsys import hsv_to_rgb
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,14 +59,14 @@ class ShapesSpec:
         default=(192, 160), metadata={'help': 'image width and height in pixels'}
     )
     objects: tuple[int, int] = field(
-        default=(3, 9), metadata={'help': 'fewest and most shapes per image (uniform)'}
+        default=(2, 6), metadata={'help': 'fewest and most shapes per image (uniform)'}
     )
     shape_size: tuple[float, float] = field(
         default=(8.0, 80.0),
         metadata={'help': 'smallest and largest longer side of a whole shape in pixels'},
     )
     large_bias: float = field(
-        default=2.0,
+        default=3.0,
         metadata={'help': 'size distribution: 1 is log-uniform, above 1 favours large shapes'},
     )
     max_occlusion: float = field(
@@ -73,11 +74,15 @@ class ShapesSpec:
         metadata={'help': 'largest fraction of a shape hidden by others or by the image border'},
     )
     distractors: tuple[int, int] = field(
-        default=(2, 6), metadata={'help': 'fewest and most distractors per image (uniform)'}
+        default=(1, 4), metadata={'help': 'fewest and most distractors per image (uniform)'}
     )
     contrast: float = field(
         default=50.0,
-        metadata={'help': 'smallest RGB distance between a shape and what surrounds it (0..255)'},
+        metadata={'help': 'smallest RGB distance of any other colour to its surroundings (0..255)'},
+    )
+    class_colour: float = field(
+        default=0.9,
+        metadata={'help': 'share of shapes in the hue of their class; the rest have any colour'},
     )
     texture: float = field(
         default=1.0, metadata={'help': 'strength of all textures: 0 is plain, 1 is normal'}
@@ -367,6 +372,17 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(25, 230, 3).astype(np.float32)
 
 
+def _muted_colour(rng: np.random.Generator) -> np.ndarray:
+    """A random greyish RGB colour, float32 ``(3,)``, for backgrounds."""
+    return (rng.uniform(50, 205) + rng.uniform(-25, 25, 3)).astype(np.float32)
+
+
+def _class_colour(rng: np.random.Generator, label: int) -> np.ndarray:
+    """A random RGB colour, float32 ``(3,)``, about the hue of a class."""
+    hue = (label / len(CLASSES) + rng.normal(0, 0.02)) % 1
+    return np.float32(hsv_to_rgb(hue, rng.uniform(0.65, 1), rng.uniform(0.6, 0.9))) * 255
+
+
 def _paint(colour: np.ndarray, pattern: np.ndarray, swing: np.ndarray) -> np.ndarray:
     """Image ``(H, W, 3)`` of ``colour`` varied by ``swing`` (RGB) along ``pattern``."""
     return colour + pattern[..., None] * swing
@@ -439,7 +455,7 @@ class _Painter:
         self.spec = spec
         width, height = spec.size
         pattern = texture_field(rng, height, width, plain=0.0)
-        self.image = _paint(_colour(rng), pattern, _swing(rng, 20, 45) * spec.texture)
+        self.image = _paint(_muted_colour(rng), pattern, _swing(rng, 20, 45) * spec.texture)
         self.owner = np.zeros((height, width), np.int32)
         self.pixels: list[int] = []
         self.visible: list[int] = []
@@ -462,7 +478,7 @@ class _Painter:
             x, y = self.rng.uniform(0, width), self.rng.uniform(0, height)
             patch = _rasterise(outline, x, y, width, height)
             if self._fits(patch, label):
-                self._paint(patch)
+                self._paint(patch, label)
                 self._own(patch)
                 self.labels.append(label)
                 self.sizes.append(size)
@@ -488,12 +504,16 @@ class _Painter:
                 return False
         return True
 
-    def _paint(self, patch: _Patch) -> None:
+    def _paint(self, patch: _Patch, label: int | None) -> None:
         height, width = patch.alpha.shape
         below = self.image[patch.rows, patch.columns]
         pattern = texture_field(self.rng, height, width, plain=0.3)
         swing = _swing(self.rng, 20, 60) * self.spec.texture
-        fill = _paint(self._contrasting_colour(below, patch.mask), pattern, swing)
+        if label is not None and self.rng.random() < self.spec.class_colour:
+            colour = _class_colour(self.rng, label)
+        else:
+            colour = self._contrasting_colour(below, patch.mask)
+        fill = _paint(colour, pattern, swing)
         below += (fill - below) * patch.alpha[..., None]
 
     def _own(self, patch: _Patch) -> None:
