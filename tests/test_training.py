@@ -16,8 +16,8 @@ CONFIG = """
 _base_ = '{root}/configs/demo/maskrcnn_biformer_t_shapes.py'
 data_root = '{data}/'
 model = dict(backbone=dict(
-    arch=dict(depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1),
-    drop_path_rate=0.0))
+    _delete_=True, type='mmbiformer.BiFormer',
+    arch=dict(depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1)))
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False,
                         dataset=dict(data_root=data_root))
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
@@ -97,7 +97,7 @@ def test_evaluation_repeats_the_last_validation(trained):
 
 
 def test_backbone_weights_from_a_file(trained):
-    """--pretrained with a detector's file, at learning rate 0: the backbone is that file's."""
+    """--pretrained with a detector's file, at next to no learning rate: the backbone stays."""
     config, work, _ = trained
     pretrained = work.with_name('pretrained')
     log = run(
@@ -118,7 +118,8 @@ def test_backbone_weights_from_a_file(trained):
         safe_load(folder / name)['state_dict']
         for folder, name in ((work, 'epoch_2.pth'), (pretrained, 'epoch_1.pth'))
     )
-    same = {key for key in source if torch.equal(source[key], found[key])}
+    # The schedule ends at 1e-6, whatever it begins with.
+    same = {key for key in source if torch.allclose(source[key], found[key], rtol=0, atol=1e-4)}
     backbone = {key for key in source if key.startswith('backbone.')}
     statistics = {key for key in backbone if '.running_' in key or key.endswith('_tracked')}
     assert backbone - statistics <= same
