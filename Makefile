@@ -50,7 +50,7 @@ format: env  ## correct style and formatting where that is possible
 	@$(PY) -m ruff format
 
 bench: env  ## run the CPU benchmarks
-	@$(PY) -m benchmarks.cpu
+	@$(PY) -m benchmarks.cpu --out benchmarks/results/cpu.json
 
 clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
