@@ -56,8 +56,8 @@ def test_one_message_and_nothing_written(tool, args, messages, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['configs', 'tools']
 
 
-def test_pretrained_must_exist(tmp_path):
-    options = ['--cfg-options', f'train_dataloader.dataset.data_root={ROOT}']
+def test_pretrained_must_exist():
+    options = ['--cfg-options']
     for split in ('train', 'val'):
         options += [
             f'{split}_dataloader.dataset.{key}'

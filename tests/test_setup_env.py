@@ -226,7 +226,7 @@ def test_no_package_index(project, setup_env):
         code='setup_env.VENV_GB = setup_env.TEMP_GB = setup_env.CACHE_GB = 0',
         MMBIFORMER_CACHE=str(project / 'cache'),
         PIP_CONFIG_FILE=os.devnull,
-        PIP_INDEX_URL='http://127.0.0.1:9/simple',
+        PIP_INDEX_URL='http://127.0.0.1:9',
         PIP_RETRIES='0',
     )
     assert stops_with('The package index could not be reached', process)
