@@ -58,20 +58,26 @@ def routed_attention(
     _check(query, key, value, routes, num_heads, region_size, key_region_size)
     if scale is None:
         scale = (query.shape[-1] // num_heads) ** -0.5
-    run = _choose(backend, query, key, value).attend
+    run = _choose(backend, query, key, value, num_heads).attend
     return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
 
 
-def _choose(name: str, query: Tensor, key: Tensor, value: Tensor):
+def check_backend(name: str) -> None:
+    """Raise ValueError unless a backend has this name, or it is ``'auto'``."""
+    if name not in ('auto', *BACKENDS):
+        raise ValueError(f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}')
+
+
+def _choose(name: str, query: Tensor, key: Tensor, value: Tensor, num_heads: int):
     if name == 'auto':
         for candidate, backend in BACKENDS.items():
-            reason = backend.why_not(query, key, value)
+            reason = backend.why_not(query, key, value, num_heads)
             if reason is None:
                 return backend
-            logger.debug('routed attention does not use %r: %s', candidate, reason)
-    if name not in BACKENDS:
-        raise ValueError(f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}')
-    reason = BACKENDS[name].why_not(query, key, value)
+            if not torch.compiler.is_compiling():  # a log call would break the graph
+                logger.debug('routed attention does not use %r: %s', candidate, reason)
+    check_backend(name)
+    reason = BACKENDS[name].why_not(query, key, value, num_heads)
     if reason is not None:
         raise RuntimeError(f'backend={name!r} cannot run here: {reason}')
     return BACKENDS[name]

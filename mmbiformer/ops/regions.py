@@ -24,6 +24,14 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
     return -(-height // h), -(-width // w)
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` is making a graph, which should hold for maps of any size.
+
+    Code that takes a short cut for some sizes must then leave it, as a branch would fix the size.
+    """
+    return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
+
+
 def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     """Cut a map into regions; tokens beyond the edge are filled with zeros.
 
@@ -37,7 +45,7 @@ def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     batch, height, width, channels = x.shape
     h, w = region_size
     rows, cols = num_regions((height, width), region_size)
-    if rows * h != height or cols * w != width:
+    if exporting() or rows * h != height or cols * w != width:
         x = F.pad(x, (0, 0, 0, cols * w - width, 0, rows * h - height))
     x = x.reshape(batch, rows, h, cols, w, channels).transpose(2, 3)
     return x.reshape(batch, rows * cols, h * w, channels)
@@ -58,7 +66,16 @@ def merge_regions(x: Tensor, map_size: tuple[int, int], region_size: tuple[int, 
     (height, width), (h, w) = map_size, region_size
     rows, cols = num_regions(map_size, region_size)
     x = x.reshape(batch, rows, cols, h, w, channels).transpose(2, 3)
-    return x.reshape(batch, rows * h, cols * w, channels)[:, :height, :width]
+    return crop(x.reshape(batch, rows * h, cols * w, channels), height, width)
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first ``height`` rows and ``width`` columns of a map (B, H, W, C)."""
+    if exporting():
+        # Whether a slice is contiguous depends on the size; a fresh map always is.
+        x = x.index_select(1, torch.arange(height, device=x.device))
+        return x.index_select(2, torch.arange(width, device=x.device))
+    return x[:, :height, :width]
 
 
 def existing_tokens(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .regions import num_regions
+from .regions import existing_tokens, exporting, num_regions, split_regions
 
 
 def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
@@ -17,7 +17,11 @@ def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: (B, R, C), in float32 or wider. Only tokens inside the map count.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32)).permute(0, 3, 1, 2)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if exporting():
+        count = existing_tokens(x.shape[1:3], region_size, x.device).sum(1)
+        return split_regions(x, region_size).sum(2) / count[:, None]
+    x = x.permute(0, 3, 1, 2)
     size = [min(pair) for pair in zip(region_size, x.shape[2:], strict=True)]
     means = F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
     return means.flatten(2).mT

@@ -1,9 +1,9 @@
 """Implementations of routed attention, by falling preference.
 
-A backend is a module with ``why_not(query, key, value)``, which gives the reason why it cannot run
-these tensors or None, and ``attend(...)``. Backends never import one another.
+A backend is a module with ``why_not(query, key, value, num_heads)``, which gives the reason why it
+cannot run these tensors or None, and ``attend(...)``. Backends never import one another.
 """
 
-from . import reference, sdpa
+from . import reference, sdpa, triton
 
-BACKENDS = {'sdpa': sdpa, 'reference': reference}
+BACKENDS = {'triton': triton, 'sdpa': sdpa, 'reference': reference}

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..regions import existing_tokens, merge_regions, split_regions
 
 
-def why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
     """The reference runs anything, anywhere."""
     return None
 
@@ -31,7 +31,7 @@ def attend(
     exists = existing_tokens(key.shape[1:3], key_region_size, key.device)  # (Rk, Tk)
 
     # Equation 5: gather the tokens of the routed regions.
-    image = torch.arange(len(routes), device=routes.device)[:, None, None]
+    image = torch.arange(routes.shape[0], device=routes.device)[:, None, None]
     k = k[image, routes].flatten(2, 3)  # (B, Rq, k * Tk, C)
     v = v[image, routes].flatten(2, 3)
     exists = exists[routes].flatten(2, 3)  # (B, Rq, k * Tk)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..regions import (
     existing_tokens,
+    exporting,
     merge_regions,
     num_regions,
     region_of_token,
@@ -23,7 +24,7 @@ from ..regions import (
 Size = tuple[int, int]
 
 
-def why_not(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
     """PyTorch's attention runs anything, anywhere."""
     return None
 
@@ -43,7 +44,9 @@ def attend(
     routed_keys = routes.shape[2] * key_region_size[0] * key_region_size[1]
     # Measured on CPU: gathered tiles of 4, 16 and 64 query tokens run at about 1/5, 1/2 and 2/3 of
     # the speed of the dense product.
-    if all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
+    if exporting():
+        run = _attend_gathered
+    elif all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
         run = _attend_under_mask
     elif _keeps_copies(query, value):
         run = _GatheredFlash.apply
@@ -177,21 +180,21 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 def _flat_rows(routes: Tensor, key: Tensor, key_region_size: Size) -> Tensor:
     """Routed regions numbered through the batch, (B * Rq * k,)."""
     rows, cols = num_regions(key.shape[1:3], key_region_size)
-    image = torch.arange(len(routes), device=routes.device)[:, None, None]
+    image = torch.arange(routes.shape[0], device=routes.device)[:, None, None]
     return (routes + image * (rows * cols)).flatten()
 
 
 def _gather(x: Tensor, rows: Tensor, routes: Tensor, region_size: Size) -> Tensor:
     """Map (B, H, W, C) to the tokens routed to, (B * Rq, k * T, C)."""
     regions = split_regions(x, region_size).flatten(0, 1)
-    shape = routes.shape[:2].numel(), routes.shape[2] * regions.shape[1], x.shape[3]
+    shape = routes.shape[0] * routes.shape[1], routes.shape[2] * regions.shape[1], x.shape[3]
     return regions.index_select(0, rows).view(shape)
 
 
 def _scatter(x: Tensor, rows: Tensor, like: Tensor, region_size: Size) -> Tensor:
     """The adjoint of :func:`_gather`, from heads: (B * Rq, heads, k * T, C / heads) to a map."""
     regions = num_regions(like.shape[1:3], region_size)
-    shape = len(like), regions[0] * regions[1], region_size[0] * region_size[1], like.shape[3]
+    shape = like.shape[0], regions[0] * regions[1], region_size[0] * region_size[1], like.shape[3]
     total = x.new_zeros(shape)
     # One long row a region, in the order of the list: fast, and the same sum every time.
     x = x.transpose(1, 2).reshape(len(rows), shape[2] * shape[3])
@@ -202,7 +205,8 @@ def _scatter(x: Tensor, rows: Tensor, like: Tensor, region_size: Size) -> Tensor
 def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
     """0 for tokens inside the map and -inf outside, (B * Rq, 1, 1, k * T); None if all are in."""
     rows, cols = num_regions(key.shape[1:3], region_size)
-    if (rows * region_size[0], cols * region_size[1]) == tuple(key.shape[1:3]):
+    whole = rows * region_size[0], cols * region_size[1]
+    if not exporting() and whole == tuple(key.shape[1:3]):
         return None
     exists = existing_tokens(key.shape[1:3], region_size, key.device)
     mask = torch.zeros(exists.shape, dtype=key.dtype, device=key.device)
@@ -213,5 +217,5 @@ def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
 def _merge(x: Tensor, like: Tensor, region_size: Size) -> Tensor:
     """Heads of regions (B * R, heads, T, C / heads) to a map of the size of ``like``."""
     rows, cols = num_regions(like.shape[1:3], region_size)
-    x = x.transpose(1, 2).flatten(2).unflatten(0, (len(like), rows * cols))
+    x = x.transpose(1, 2).flatten(2).unflatten(0, (like.shape[0], rows * cols))
     return merge_regions(x, like.shape[1:3], region_size)

@@ -1,0 +1,357 @@
+"""The fused attention and BiFormer-S on one GPU, beside what else a user could choose.
+
+Checks parity with the float64 reference first. A measurement that fails, for want of memory say, is
+recorded as such and the others go on.
+
+Example:
+    python -m benchmarks.gpu --out benchmarks/results/gpu.json
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.gather_baseline import gather_attention, gather_baseline
+from mmbiformer import __version__
+from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.models import BiFormer
+from mmbiformer.ops import route_regions, routed_attention
+from mmbiformer.ops.regions import region_of_token, split_regions
+
+HEAD_DIM = 32
+
+
+@dataclass
+class Stage:
+    """Attention of one stage of BiFormer-S at 224x224."""
+
+    side: int
+    region: tuple[int, int]
+    topk: int
+    channels: int
+
+    def maps(self, batch: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        """Queries, keys and values as slices of one projection, and their routes."""
+        shape = batch, self.side, self.side, 3 * self.channels
+        packed = torch.randn(shape, device='cuda', dtype=dtype)
+        maps = list(packed.chunk(3, -1))
+        return maps, route_regions(*maps[:2], self.topk, self.region)
+
+    def options(self) -> dict[str, Any]:
+        """Options of :func:`mmbiformer.ops.routed_attention`."""
+        heads = self.channels // HEAD_DIM
+        return dict(num_heads=heads, region_size=self.region, scale=self.channels**-0.5)
+
+
+STAGES = {
+    'stage 1': Stage(56, (8, 8), 1, 64),
+    'stage 2': Stage(28, (4, 4), 4, 128),
+    'stage 3': Stage(14, (2, 2), 16, 256),
+}
+DTYPES = torch.float32, torch.float16, torch.bfloat16
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--batch', type=int, default=128)
+    parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument('--out', type=Path, help='write the results as JSON')
+    return parser.parse_args()
+
+
+def attempt(measure: Callable[[], Any]) -> Any:
+    """What a measurement gives, or the error that ended it."""
+    try:
+        return measure()
+    except Exception as error:  # one that fails must not lose the others
+        return dict(error=f'{type(error).__name__}: {str(error).splitlines()[0][:200]}')
+    finally:
+        torch.cuda.empty_cache()
+
+
+def milliseconds(step: Callable[[], Any], repeats: int) -> float:
+    """Median time of a step on the GPU, each from a cold cache."""
+    flush = torch.empty(2**28, dtype=torch.int8, device='cuda')
+    events = []
+    for repeat in range(repeats + 5):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        end.record()
+        if repeat >= 5:  # the first warm up
+            events.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events)
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes read and written per second when memory is copied."""
+    source = torch.empty(2**30, dtype=torch.int8, device='cuda')
+    target = torch.empty_like(source)
+    return 2 * source.numel() / milliseconds(lambda: target.copy_(source), repeats) * 1e3
+
+
+def with_gradients(attend: Callable[..., Tensor], maps: list[Tensor], cotangent: Tensor) -> list:
+    """Output, and the gradients of the maps."""
+    maps = [x.detach().requires_grad_() for x in maps]
+    out = attend(*maps)
+    return [out.detach(), *torch.autograd.grad(out, maps, cotangent.to(out.dtype))]
+
+
+def parity(stage: Stage, dtype: torch.dtype) -> dict[str, list[float]]:
+    """Errors of output and dq, dk, dv against float64: of the kernels, and of the reference."""
+    maps, routes = stage.maps(4, dtype)
+    cotangent = torch.randn_like(maps[0])
+
+    def run(maps: list[Tensor], backend: str) -> list[Tensor]:
+        def attend(*maps: Tensor) -> Tensor:
+            return routed_attention(*maps, routes, **stage.options(), backend=backend)
+
+        return with_gradients(attend, maps, cotangent)
+
+    exact = run([x.double() for x in maps], 'reference')
+    first, again = run(maps, 'triton'), run(maps, 'triton')
+    errors = {
+        name: [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
+        for name, found in (('triton', first), ('reference', run(maps, 'reference')))
+    }
+    return dict(errors, equal_in_two_runs=all(map(torch.equal, first, again)))
+
+
+def ours(stage: Stage, routes: Tensor, backend: str) -> Callable[..., Tensor]:
+    """One of this project's backends."""
+    options = dict(stage.options(), backend=backend)
+    return lambda q, k, v: routed_attention(q, k, v, routes, **options)
+
+
+def gather(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
+    """The published formulation, with the copies into regions that it makes."""
+    options = stage.options()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, kv = (split_regions(x, stage.region) for x in (q, torch.cat([k, v], -1)))
+        return gather_attention(q, kv, routes, options['num_heads'], options['scale'])
+
+    return attend
+
+
+def dense(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
+    """All tokens attend to all: more work, and another result."""
+    options = stage.options()
+
+    def attend(*maps: Tensor) -> Tensor:
+        heads = (x.flatten(1, 2).unflatten(-1, (options['num_heads'], -1)) for x in maps)
+        q, k, v = (x.transpose(1, 2) for x in heads)
+        return F.scaled_dot_product_attention(q, k, v, scale=options['scale'])
+
+    return attend
+
+
+def flex(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
+    """FlexAttention on tokens sorted by region, so that whole blocks can be skipped."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    heads, tokens = stage.options()['num_heads'], stage.side**2
+    regions = (stage.side // stage.region[0]) ** 2
+    listed = torch.zeros(len(routes), regions, regions, dtype=torch.bool, device='cuda')
+    listed.scatter_(2, routes, True)
+    region = region_of_token((stage.side, stage.side), stage.region, routes.device).sort().values
+    mask = torch.compile(create_block_mask)(
+        lambda b, h, i, j: listed[b, region[i], region[j]], len(routes), None, tokens, tokens
+    )
+    compiled = torch.compile(flex_attention)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (
+            split_regions(x, stage.region).flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        return compiled(q, k, v, block_mask=mask, scale=stage.options()['scale'])
+
+    return attend
+
+
+WAYS = {
+    'mmbiformer (triton)': lambda stage, routes: ours(stage, routes, 'triton'),
+    'mmbiformer (sdpa)': lambda stage, routes: ours(stage, routes, 'sdpa'),
+    'published gather': gather,
+    'dense SDPA': dense,
+    'FlexAttention': flex,
+}
+
+
+def time_attention(attend: Callable[..., Tensor], maps: list[Tensor], repeats: int) -> dict:
+    """Milliseconds forward and backward, and what a training pass adds to memory."""
+    maps = [x.detach().requires_grad_() for x in maps]
+    with torch.no_grad():
+        forward = milliseconds(lambda: attend(*maps), repeats)
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    out = attend(*maps)
+    cotangent = torch.randn_like(out)
+
+    def backward() -> None:
+        torch.autograd.grad(out, maps, cotangent, retain_graph=True)
+
+    backward()
+    peak = torch.cuda.max_memory_allocated() - base
+    return dict(forward_ms=forward, backward_ms=milliseconds(backward, repeats), peak_bytes=peak)
+
+
+def measure_stage(stage: Stage, batch: int, bandwidth: float, repeats: int) -> dict[str, Any]:
+    """All candidates for a stage's attention in bfloat16, and the least that memory allows."""
+    maps, routes = stage.maps(batch, torch.bfloat16)
+    moved = maps[0].numel() * maps[0].element_size()
+    # Forward reads q, k, v and writes out; backward reads these and its gradient, writes three.
+    rows = dict(floor=dict(forward_ms=4e3 * moved / bandwidth, backward_ms=8e3 * moved / bandwidth))
+    for name, way in WAYS.items():
+        rows[name] = attempt(lambda way=way: time_attention(way(stage, routes), maps, repeats))
+    name = 'mmbiformer (triton)'
+    torch.use_deterministic_algorithms(True)
+    rows[f'{name}, deterministic mode'] = attempt(
+        lambda: time_attention(WAYS[name](stage, routes), maps, repeats)
+    )
+    torch.use_deterministic_algorithms(False)
+    return rows
+
+
+def make_network(name: str) -> nn.Module:
+    """A network by name, without its classifier, channels last."""
+    if name in ('mmbiformer', 'published gather'):
+        net = BiFormer('small', final_norm=True)
+        net = gather_baseline(net) if name == 'published gather' else net
+    else:
+        import timm
+
+        net = timm.create_model(name, num_classes=0)
+    return net.cuda().to(memory_format=torch.channels_last)
+
+
+def time_network(name: str, batch: int, repeats: int) -> dict[str, float]:
+    """Images per second in inference and in training under autocast, and training's memory."""
+    net = make_network(name)
+    x = torch.randn(batch, 3, 224, 224, device='cuda').to(memory_format=torch.channels_last)
+
+    def forward() -> Tensor:
+        with torch.autocast('cuda', torch.bfloat16):
+            out = net(x)
+        return out[0] if isinstance(out, tuple) else out
+
+    def training_step() -> None:
+        net.zero_grad(set_to_none=True)
+        forward().float().square().mean().backward()
+
+    net.eval()
+    with torch.inference_mode():
+        inference = milliseconds(forward, repeats)
+    net.train()
+    torch.cuda.reset_peak_memory_stats()
+    training = milliseconds(training_step, repeats)
+    return dict(
+        inference_images_per_s=1e3 * batch / inference,
+        training_images_per_s=1e3 * batch / training,
+        peak_bytes=torch.cuda.max_memory_allocated(),
+    )
+
+
+def measure_networks(batch: int, repeats: int) -> dict[str, Any]:
+    """BiFormer-S and its rivals."""
+    names = 'mmbiformer', 'published gather', 'swin_base_patch4_window7_224', 'convnext_base'
+    rows = {name: attempt(lambda name=name: time_network(name, batch, repeats)) for name in names}
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    rows['mmbiformer, deterministic mode'] = attempt(
+        lambda: time_network('mmbiformer', batch, repeats)
+    )
+    torch.use_deterministic_algorithms(False)
+    return rows
+
+
+def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print a table; a row that failed shows its error."""
+    columns = next(([*row] for row in rows.values() if 'error' not in row), [])
+    print(f'\n{title:44}' + ''.join(f'{column:>24}' for column in columns))
+    for name, row in rows.items():
+        cells = ''.join(f'{row[c]:>24.4g}' if c in row else f'{"":>24}' for c in columns)
+        print(f'{name:44}' + (f'  {row["error"]}' if 'error' in row else cells))
+
+
+def show_parity(rows: dict[str, dict[str, Any]]) -> None:
+    """Print how far errors are from those of the reference in the same precision."""
+    print(f'\n{"errors against float64, out dq dk dv":44}')
+    for name, row in rows.items():
+        if 'error' in row:
+            print(f'{name:44}  {row["error"]}')
+            continue
+        pairs = zip(row['triton'], row['reference'], strict=True)
+        ratios = [a / max(b, torch.finfo(torch.float64).eps) for a, b in pairs]
+        verdict = 'ok' if max(ratios) <= 2 and row['equal_in_two_runs'] else 'BEYOND THE BUDGET'
+        errors = ' '.join(f'{error:.1e}' for error in row['triton'])
+        ratios = ' '.join(f'{ratio:.2f}' for ratio in ratios)
+        print(f"{name:44}  {errors}  of the reference's: {ratios}  {verdict}")
+
+
+def main() -> None:
+    """Measure, print tables, write JSON."""
+    args = parse_args()
+    if not torch.cuda.is_available():
+        raise CommandError(
+            'this benchmark needs a CUDA GPU, and PyTorch finds none here; on CPU run  make bench'
+        )
+    torch.manual_seed(0)
+    record: dict[str, Any] = dict(batch=args.batch, environment=environment())
+    print(
+        f'{record["environment"]["gpu"]}, batch {args.batch}, bfloat16, medians of {args.repeats}'
+    )
+    record['parity'] = {
+        f'{name}, {str(dtype).removeprefix("torch.")}': attempt(
+            lambda stage=stage, dtype=dtype: parity(stage, dtype)
+        )
+        for name, stage in STAGES.items()
+        for dtype in DTYPES
+    }
+    show_parity(record['parity'])
+    record['copy_bytes_per_s'] = bandwidth = copy_bandwidth(args.repeats)
+    print(f'\ncopying moves {bandwidth / 1e12:.2f} TB/s')
+    record['attention'] = {}
+    for name, stage in STAGES.items():
+        rows = attempt(
+            lambda stage=stage: measure_stage(stage, args.batch, bandwidth, args.repeats)
+        )
+        record['attention'][name] = rows
+        show(f'attention, {name}', rows if 'error' not in rows else {name: rows})
+    record['networks'] = measure_networks(args.batch, args.repeats)
+    show('network at 224x224', record['networks'])
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=2) + '\n')
+        print(f'\nwrote {args.out}')
+
+
+def environment() -> dict[str, str]:
+    """Hardware, versions and date."""
+    versions = {'torch': torch.__version__, 'cuda': torch.version.cuda, 'mmbiformer': __version__}
+    for package in ('triton', 'timm'):
+        versions[package] = attempt(lambda package=package: version(package))
+    return dict(
+        versions,
+        gpu=torch.cuda.get_device_name(),
+        python=platform.python_version(),
+        date=time.strftime('%Y-%m-%d'),
+    )
+
+
+if __name__ == '__main__':
+    run_command(main)

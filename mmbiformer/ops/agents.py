@@ -1,0 +1,102 @@
+"""Attention of a map's tokens to agents: points anywhere in the map, with a positional bias."""
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Logits held at a time: on CPU what stays in its cache, elsewhere what keeps a GPU busy.
+LOGITS_ON_CPU = 2**21
+LOGITS_ELSEWHERE = 2**27
+
+
+def agent_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    *,
+    rows: Tensor,
+    columns: Tensor,
+    scale: float,
+) -> Tensor:
+    """Let the tokens of a map attend to agents, biased by where the agents are.
+
+    The logit of a token and an agent is ``scale * q . k`` plus an entry of the head's table, read
+    by bilinear interpolation at half the difference of their positions: -1 is the centre of the
+    table's first entry, 1 that of its last.
+
+    The bias depends on the agents of each image; it is held for a few rows of the map at a time,
+    and computed again in the backward pass. Bilinear interpolation is separable: here it is two
+    batched matrix products with the interpolation's weights. On CPU they beat ``grid_sample``,
+    which needs a grid twice the size of the bias and takes one thread an image; and their backward
+    pass is deterministic everywhere.
+
+    Args:
+        query: (B, H, W, C).
+        key: (B, A, C), for A agents.
+        value: (B, A, C).
+        positions: (B, G, A, 2), float32 or wider: vertical and horizontal position in [-1, 1] of
+            the agents as each of G groups of heads sees them.
+        table: (heads, Th, Tw), Th and Tw at least 2. C is a multiple of the heads, they of G.
+        rows: (H,), vertical positions of the tokens in [-1, 1], of the positions' dtype.
+        columns: (W,), horizontal positions of the tokens in [-1, 1], of the same dtype.
+        scale: Factor on the products of queries and keys.
+
+    Returns:
+        Tensor: (B, H, W, C).
+    """
+    batch, _, width, _ = query.shape
+    heads, table_height, table_width = table.shape
+    groups, agents = positions.shape[1:3]
+    table = table.to(positions.dtype).unflatten(0, (groups, -1))  # (G, heads / G, Th, Tw)
+    key, value = (_heads(x, heads) for x in (key, value))  # (B * heads, A, C / heads)
+    down, across = positions.unbind(-1)  # (B, G, A)
+    across = interpolation_weights((columns - across[..., None]) / 2, table_width)
+
+    def attend(query: Tensor, rows: Tensor) -> Tensor:
+        """Some rows of the map: (B, h, W, C) to (B * heads, h * W, C / heads)."""
+        weights = interpolation_weights((rows - down[..., None]) / 2, table_height)
+        bias = torch.einsum('bgayi,ghij->bgahyj', weights, table)
+        bias = torch.einsum('bgahyj,bgaxj->bghayx', bias, across)
+        bias = bias.flatten(4).flatten(0, 2).to(query.dtype)  # (B * heads, A, h * W)
+        logits = bias.baddbmm_(key, _heads(query.flatten(1, 2), heads).mT, alpha=scale)
+        return logits.softmax(1).mT @ value
+
+    limit = LOGITS_ON_CPU if query.device.type == 'cpu' else LOGITS_ELSEWHERE
+    step = max(1, limit // max(1, batch * heads * agents * width))
+    with torch.autocast(query.device.type, enabled=False):
+        parts = zip(query.split(step, 1), rows.split(step), strict=True)
+        if torch.is_grad_enabled():
+            outs = [
+                checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False)
+                for part in parts
+            ]
+        else:
+            outs = [attend(*part) for part in parts]
+    out = torch.cat(outs, 1).unflatten(0, (batch, heads)).transpose(1, 2)
+    return out.reshape(query.shape)
+
+
+def interpolation_weights(at: Tensor, size: int) -> Tensor:
+    """Weights that read a list by linear interpolation.
+
+    Args:
+        at: Where to read: -1 is the first entry, 1 the last.
+        size: Entries in the list, at least 2.
+
+    Returns:
+        Tensor: (\\*at.shape, size); the product with the list is what is read.
+    """
+    at = (at + 1) * ((size - 1) / 2)
+    # Clamped as integers, so that a NaN gives a NaN and no index out of range.
+    left = at.detach().floor().long().clamp(0, size - 2)
+    right_weight = (at - left)[..., None]
+    weights = at.new_zeros(*at.shape, size)
+    weights.scatter_(-1, left[..., None], 1 - right_weight)
+    return weights.scatter_(-1, left[..., None] + 1, right_weight)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) to (B * heads, N, C / heads)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,66 @@
+"""Routed attention in fused Triton kernels, for GPUs; importing this imports no Triton.
+
+Keys and values are loaded from where they lie: nothing is gathered or rearranged in memory, forward
+or backward. Gradients of keys and values are summed by key region over the inverse routes, in
+order, so that they are equal from run to run.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from ... import schema
+
+INSTALLED = find_spec('triton') is not None
+# Triton's interpreter runs kernels on CPU, for tests; it knows no bfloat16.
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DTYPES = (torch.float16, torch.float32, *(() if INTERPRETED else (torch.bfloat16,)))
+LARGEST_HEAD = 128
+LARGEST_MAP = 2**19  # tokens; the kernels divide in float32
+
+
+def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
+    """Why these tensors cannot be run, or None."""
+    if not INSTALLED:
+        return 'Triton is not installed (pip install triton)'
+    if not INTERPRETED:
+        if not query.is_cuda:
+            return f'tensors are on {query.device.type}, and Triton needs a CUDA GPU'
+        if too_old(query.device.index):
+            return 'the GPU is older than compute capability 8.0 (Ampere)'
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
+        known = ', '.join(str(dtype).removeprefix('torch.') for dtype in DTYPES)
+        return (
+            f'query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; '
+            f'the kernels take one of {known} for all three'
+        )
+    widest = max(query.shape[3], value.shape[3]) // num_heads
+    if widest > LARGEST_HEAD:
+        return f'heads of {widest} channels are wider than {LARGEST_HEAD}'
+    if max(x.shape[1] * x.shape[2] for x in (query, key)) > LARGEST_MAP:
+        return f'a map has more than {LARGEST_MAP} tokens'
+    return None
+
+
+@torch.compiler.assume_constant_result
+def too_old(device: int) -> bool:
+    """Whether a GPU lacks the bfloat16 matrix units that the kernels are written for."""
+    return torch.cuda.get_device_capability(device) < (8, 0)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    region_size: tuple[int, int],
+    key_region_size: tuple[int, int],
+    scale: float,
+) -> Tensor:
+    """See :func:`mmbiformer.ops.routed_attention`."""
+    return schema.fused_attention(
+        query, key, value, routes, num_heads, region_size, key_region_size, scale
+    )[0]

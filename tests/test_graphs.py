@@ -1,0 +1,69 @@
+"""The backbone as a graph: compiled whole, exported for all sizes, recomputed, in mixed precision.
+
+These run the attention for CPU; test_triton repeats them with the fused kernels.
+"""
+
+import pytest
+import torch
+from torch.export import Dim
+
+from mmbiformer.models import BiFormer
+
+PADDINGS = ['input', 'projected', 'mask']
+
+
+def backbone(topks, padding='input', **kwargs):
+    torch.manual_seed(0)
+    arch = dict(depths=(1, 1), embed_dims=(32, 32), mlp_ratio=1, topks=topks)
+    return BiFormer(arch, region_grid=3, padding=padding, **kwargs)
+
+
+def gradients(net, x):
+    """Outputs, and the gradients of all parameters as one vector."""
+    outs = net(x)
+    loss = sum(out.float().sin().sum() for out in outs)
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    return [*outs, torch.cat([grad.flatten() for grad in grads])]
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """Equal up to rounding, which another order of sums changes."""
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+@pytest.mark.parametrize('padding', ['input', 'mask'])
+def test_compiles_to_one_graph(padding):
+    net = backbone((1, 9), padding)  # regions are gathered, then all tokens meet under a mask
+    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+    x = torch.randn(1, 3, 101, 120)
+    assert_close(gradients(compiled, x), gradients(net, x))
+    with torch.no_grad():
+        assert_close(compiled(x), net(x))
+
+
+@pytest.mark.parametrize('padding', PADDINGS)
+def test_exports_for_all_sizes(padding):
+    net = backbone((2, None), padding).eval()
+    sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    program = torch.export.export(net, (torch.randn(2, 3, 128, 160),), dynamic_shapes=(sizes,))
+    graph = program.module()
+    for batch, height, width in ((1, 128, 128), (2, 96, 224), (3, 203, 131), (1, 100, 400)):
+        x = torch.randn(batch, 3, height, width)
+        assert_close(graph(x), net(x))
+
+
+def test_recomputed_blocks_give_the_same_gradients():
+    x = torch.randn(1, 3, 96, 80, requires_grad=True)
+    kept, recomputed = backbone((1, 9)), backbone((1, 9), with_cp=True)
+    for a, b in zip(gradients(kept, x), gradients(recomputed, x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mixed_precision():
+    net, x = backbone((1, 9)), torch.randn(1, 3, 96, 80)
+    expected = gradients(net, x)
+    with torch.autocast('cpu', torch.bfloat16):
+        found = gradients(net, x)
+    assert_close(found, expected, tolerance=0.1)

@@ -1,0 +1,214 @@
+"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled ahead of time."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from interpreted import BITWISE, INTERPRETED, inputs
+from test_ops import Case, run
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mmbiformer.ops import BACKENDS, routed_attention
+from mmbiformer.ops.backends.triton import launch, why_not
+
+DTYPES = ['float32', 'float16']  # the interpreter knows no bfloat16
+
+
+@pytest.fixture(scope='module')
+def interpreted(tmp_path_factory):
+    """What the kernels gave under the interpreter, by dtype and case; see interpreted.py."""
+    folder = tmp_path_factory.mktemp('interpreted')
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+    env = dict(os.environ, TRITON_INTERPRET='1', OMP_NUM_THREADS='1', PYTHONPATH=path)
+    # Each notices only once what it imports; side by side they take half the time.
+    processes = {}
+    for dtype in DTYPES:
+        command = [sys.executable, '-W', 'ignore', here / 'interpreted.py', dtype, folder / dtype]
+        processes[dtype] = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    output = {dtype: process.communicate()[0] for dtype, process in processes.items()}
+    for dtype, process in processes.items():
+        assert process.returncode == 0, output[dtype]
+    return {dtype: torch.load(folder / dtype) for dtype in DTYPES}
+
+
+def error(found, exact):
+    """Length of the deviation, relative to the exact."""
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', INTERPRETED)
+def test_error_budget(interpreted, name, dtype):
+    """At most twice the error that the reference itself makes in that precision."""
+    (*maps, routes), options, cotangent = inputs(name, getattr(torch, dtype))
+    exact, _ = run([*(x.double() for x in maps), routes], options, 'reference', cotangent)
+    plain, _ = run([*maps, routes], options, 'reference', cotangent)
+    for a, b, c in zip(interpreted[dtype][name], plain, exact, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        if a.numel():
+            assert error(a, c) <= 2 * error(b, c)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_the_kernels_ran(interpreted, dtype):
+    ran = interpreted[dtype]['launches']
+    three = ['attend', 'grad_of_query', 'grad_of_key_and_value']
+    for name in INTERPRETED:
+        kernels, _, one_pass = zip(*ran[name], strict=True)
+        assert [*kernels] == (three[::2] if one_pass[0] else three), name
+    ways = {tuple(way) for launches in ran.values() for _, *way in launches}
+    assert ways == {(False, False), (False, True), (True, False)}
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', BITWISE)
+def test_gradients_are_equal_bit_by_bit(interpreted, name, dtype):
+    assert interpreted[dtype]['bitwise'][name]
+
+
+def test_reasons():
+    q, k, v, routes = Case().tensors(torch.float32)
+    assert next(iter(BACKENDS)) == 'triton'
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run here: tensors are on cpu"):
+        routed_attention(q, k, v, routes, num_heads=2, region_size=(2, 2), backend='triton')
+    on_gpu = Pretended(q)
+    assert why_not(on_gpu, on_gpu, on_gpu, num_heads=2) is None
+    wide = Pretended(torch.empty(1, 2, 2, 272))
+    assert 'heads of 136 channels' in why_not(on_gpu, on_gpu, wide, num_heads=2)
+    double = Pretended(q.double())
+    assert 'float64' in why_not(double, double, double, num_heads=2)
+    assert 'all three' in why_not(on_gpu, on_gpu, Pretended(q.half()), num_heads=2)
+
+
+class Pretended:
+    """A tensor as it would be on a GPU."""
+
+    is_cuda = True
+    device = torch.device('cuda', 0)
+
+    def __init__(self, x):
+        self.shape, self.dtype = x.shape, x.dtype
+
+
+@pytest.fixture(autouse=True)
+def modern_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+
+
+def test_importing_needs_no_triton():
+    code = """
+import sys
+sys.modules['triton'] = None  # what an import of it then raises is ImportError
+import torch
+from mmbiformer.ops import BACKENDS, routed_attention
+x, routes = torch.randn(1, 4, 4, 8), torch.zeros(1, 4, 1, dtype=torch.int64)
+print(BACKENDS['triton'].why_not(x, x, x, 2))
+routed_attention(x, x, x, routes, num_heads=2, region_size=(2, 2))
+"""
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert 'Triton is not installed' in ran.stdout
+
+
+SHAPES = {  # map, region, k, channels
+    'stage 1 at 224': ((56, 56), (8, 8), 1, 64),
+    'stage 2 at 224': ((28, 28), (4, 4), 4, 128),
+    'stage 3 at 224': ((14, 14), (2, 2), 16, 256),
+    'stage 1 at 800x1344': ((208, 336), (13, 21), 1, 64),
+    'stage 3 at 800x1344': ((64, 96), (4, 6), 16, 256),
+    'stage 2 at 800x1344, ragged': ((100, 168), (7, 11), 4, 128),
+}
+POINTERS = {
+    torch.bfloat16: '*bf16',
+    torch.float32: '*fp32',
+    torch.int64: '*i64',
+    torch.int32: '*i32',
+}
+
+
+class Recorder:
+    """Stands for a kernel and keeps its launches."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((self.kernel, args, options))
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches that are made while the test runs, none of them executed."""
+    made = []
+    names = 'attend', 'grad_of_query', 'grad_of_key_and_value', 'count_routes', 'invert_routes'
+    for name in names:
+        monkeypatch.setattr(launch, name, Recorder(getattr(launch, name), made))
+    return made
+
+
+def compile_ahead(kernel, args, options, capability):
+    """Compile a launch as Triton would; registers, shared memory and stack, in bytes."""
+    signature, constants, attributes = {}, {}, {}
+    for i, (parameter, arg) in enumerate(zip(kernel.params, args, strict=False)):
+        fixed = isinstance(arg, int) and not parameter.do_not_specialize
+        if isinstance(arg, torch.Tensor):
+            signature[parameter.name] = POINTERS[arg.dtype]
+        elif isinstance(arg, float):
+            signature[parameter.name] = 'fp32'
+        elif fixed and arg == 1:
+            signature[parameter.name] = 'constexpr'
+            constants[(i,)] = 1
+        else:
+            signature[parameter.name] = 'i32'
+        if isinstance(arg, torch.Tensor) or (fixed and arg % 16 == 0):
+            attributes[(i,)] = [['tt.divisibility', 16]]
+    for i, parameter in enumerate(kernel.params):
+        if parameter.name in options:
+            signature[parameter.name] = 'constexpr'
+            constants[(i,)] = options[parameter.name]
+    source = ASTSource(kernel, signature, constants, attributes)
+    settings = {name: options[name] for name in ('num_warps', 'num_stages') if name in options}
+    return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=settings)
+
+
+def resources(compiled, folder):
+    """Registers, bytes of shared memory and bytes of stack, where spilled registers go."""
+    file = folder / 'kernel.cubin'
+    file.write_bytes(compiled.asm['cubin'])
+    tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+    usage = subprocess.run([tool, '-res-usage', file], capture_output=True, text=True, check=True)
+    find = {name: re.search(rf'{name}:(\d+)', usage.stdout).group(1) for name in ('REG', 'STACK')}
+    return int(find['REG']), compiled.metadata.shared, int(find['STACK'])
+
+
+@pytest.mark.parametrize('capability', [80, 90])
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_compiles_ahead_without_spills(
+    shape, capability, launches, tmp_path, monkeypatch, record_property
+):
+    """For BiFormer-S in bfloat16, from slices of a packed projection."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    size, region, topk, channels = shape
+    regions = -(-size[0] // region[0]) * -(-size[1] // region[1])
+    packed = torch.empty(1, *size, 3 * channels, dtype=torch.bfloat16, device='meta')
+    routes = torch.empty(1, regions, topk, dtype=torch.int64, device='meta')
+    settings = channels // 32, region, region, channels**-0.5
+    maps = packed.chunk(3, -1)
+    out, lse = launch.forward(*maps, routes, *settings)
+    launch.backward(out, *maps, routes, out, lse, *settings)
+    one_pass = topk == 1 and region[0] * region[1] <= 64
+    assert len({kernel for kernel, *_ in launches}) == (3 if one_pass else 4)
+    for kernel, args, options in launches:
+        used = resources(compile_ahead(kernel, args, options, capability), tmp_path)
+        record_property(kernel.__name__, used)
+        print(f'{kernel.__name__}: {used[0]} registers, {used[1]} B shared, {used[2]} B stack')
+        assert used[2] == 0
