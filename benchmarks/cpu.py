@@ -1,7 +1,8 @@
-"""BiFormer-S on CPU beside the published formulation, in one run: time, memory in training.
+"""A backbone on CPU beside the published formulation, in one run: time, memory in training.
 
-Example:
+Examples:
     python -m benchmarks.cpu --out benchmarks/results/cpu.json
+    python -m benchmarks.cpu debiformer --repeats 1 --out benchmarks/results/cpu_debiformer.json
 """
 
 import argparse
@@ -15,16 +16,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.gather_baseline import gather_baseline
 from mmbiformer import __version__
-from mmbiformer.models import BiFormer
+from mmbiformer.models import BiFormer, DeBiFormer
+
+# The small models: batch, sizes of the images for the forward pass and for training, arguments.
+CASES = dict(
+    biformer=(BiFormer, 8, (224, 224), (224, 224), dict(final_norm=True)),
+    debiformer=(DeBiFormer, 1, (800, 1344), (512, 512), dict(region_grid=16)),
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('model', nargs='?', choices=CASES, default='biformer')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--out', type=Path, help='write the results as JSON')
@@ -32,17 +40,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make(name: str) -> BiFormer:
+def make(name: str, model: str) -> nn.Module:
     """The same weights for both."""
     torch.manual_seed(0)
-    net = BiFormer('small', final_norm=True)
+    backbone, *_, kwargs = CASES[model]
+    net = backbone('small', **kwargs)
     return gather_baseline(net) if name == 'published' else net
 
 
-def train_step(net: BiFormer, x: torch.Tensor) -> None:
+def train_step(net: nn.Module, x: torch.Tensor) -> None:
     """Forward and backward."""
     net.zero_grad(set_to_none=True)
-    net(x)[0].square().mean().backward()
+    sum(out.square().mean() for out in net(x)).backward()
 
 
 def side_by_side(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -61,14 +70,13 @@ def side_by_side(steps: dict[str, Callable[[], object]], repeats: int) -> dict[s
 
 def peak_of_training(name: str, args: argparse.Namespace) -> int:
     """Bytes a training step adds to a process of its own, at its peak."""
-    command = [sys.executable, '-m', 'benchmarks.cpu', '--peak', name]
-    command += ['--batch', str(args.batch), '--threads', str(args.threads)]
+    command = [sys.executable, '-m', 'benchmarks.cpu', args.model, '--peak', name]
+    command += ['--threads', str(args.threads)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def measure_peak(name: str, x: torch.Tensor) -> int:
+def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
     """In the process of its own: what one step adds to the resident set."""
-    net = make(name)
     status = Path('/proc/self/status')
     base = int(status.read_text().split('VmRSS:')[1].split()[0])
     train_step(net, x)
@@ -79,16 +87,17 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    x = torch.randn(args.batch, 3, 224, 224)
+    _, batch, size, train_size, _ = CASES[args.model]
+    x, x_train = torch.randn(batch, 3, *size), torch.randn(batch, 3, *train_size)
     if args.peak:
-        print(measure_peak(args.peak, x))
+        print(measure_peak(make(args.peak, args.model), x_train))
         return
-    nets = {name: make(name) for name in ('published', 'ours')}
+    nets = {name: make(name, args.model) for name in ('published', 'ours')}
     with torch.no_grad():
-        published, ours = (net.eval()(x)[0] for net in nets.values())
+        published, ours = (net.eval()(x_train)[-1] for net in nets.values())
     difference = ((published - ours).abs().max() / published.abs().max()).item()
 
-    def forward(net: BiFormer) -> None:
+    def forward(net: nn.Module) -> None:
         with torch.no_grad():
             net(x)
 
@@ -99,11 +108,12 @@ def main() -> None:
     for net in nets.values():
         net.train()
     rows['training step'] = side_by_side(
-        {name: lambda net=net: train_step(net, x) for name, net in nets.items()}, args.repeats
+        {name: lambda net=net: train_step(net, x_train) for name, net in nets.items()}, args.repeats
     )
     peaks = {name: peak_of_training(name, args) for name in nets}
 
-    print(f'BiFormer-S, batch {args.batch}, 224x224, float32, {args.threads} threads, median')
+    sizes = ', training '.join(f'{height}x{width}' for height, width in (size, train_size))
+    print(f'{args.model}, small, batch {batch}, {sizes}, float32, {args.threads} threads, median')
     print(f'largest relative difference of the outputs: {difference:.1e}')
     print(f'{"":16}{"published":>12}{"ours":>12}{"ratio":>8}')
     for name, row in rows.items():
@@ -120,7 +130,11 @@ def main() -> None:
             seconds=rows,
             peak_bytes_training=peaks,
             difference=difference,
-            batch=args.batch,
+            model=args.model,
+            batch=batch,
+            repeats=args.repeats,
+            size=size,
+            train_size=train_size,
             threads=args.threads,
             torch=torch.__version__,
             mmbiformer=__version__,

@@ -1,21 +1,51 @@
-"""BiFormer with the published formulation of its attention, re-expressed, as a baseline only.
+"""The backbones with the published formulations of attention, re-expressed, as baselines only.
 
-Keys and values are gathered from a map expanded to every query region, and logits and probabilities
-are written out; region by region layouts are made and unmade by copies.
+Keys and values are gathered from a map expanded to every query region, logits, probabilities and
+position biases are written out whole; region by region layouts are made and unmade by copies.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmbiformer.layers import BiLevelRoutingAttention, FullAttention
-from mmbiformer.models import BiFormer
+from mmbiformer.layers import BiLevelRoutingAttention, DeformableAgentAttention, FullAttention
+from mmbiformer.layers.bra import pad_to
+from mmbiformer.models import BiFormer, DeBiFormer
+
+
+def gather_attention(q: Tensor, kv: Tensor, routes: Tensor, heads: int, scale: float) -> Tensor:
+    """Attention of regions to gathered copies.
+
+    Args:
+        q: (B, R, Tq, C).
+        kv: (B, R, T, 2 * C), keys and values side by side.
+        routes: (B, R, k).
+        heads: Number of heads.
+        scale: Factor on the queries.
+
+    Returns:
+        Tensor: (B, R, Tq, C).
+    """
+    batch, regions, _, dim = q.shape
+    kv = kv[:, None].expand(-1, regions, -1, -1, -1)
+    index = routes[..., None, None].expand(-1, -1, -1, *kv.shape[3:])
+    k, v = torch.gather(kv, 2, index).flatten(2, 3).flatten(0, 1).split([dim, dim], -1)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q.flatten(0, 1), k, v))
+    out = ((q * scale) @ k.mT.contiguous()).softmax(-1) @ v.contiguous()
+    return out.transpose(1, 2).reshape(batch, regions, -1, dim)
+
+
+def route(q: Tensor, kv: Tensor, topk: int) -> Tensor:
+    """Routes (B, R, k) by the means of the regions' queries and keys."""
+    affinity = q.mean(2).detach() @ kv[..., : q.shape[3]].mean(2).detach().mT
+    return affinity.topk(topk, -1).indices
 
 
 class GatherAttention(nn.Module):
-    """The published attention with the parameters of one of our layers; maps must be divisible.
+    """The published attention with the parameters of one of our layers.
 
     Args:
-        layer: Layer to take the parameters of.
+        layer: Layer to take the parameters of, of padding ``'input'``.
     """
 
     def __init__(self, layer: BiLevelRoutingAttention) -> None:
@@ -25,31 +55,80 @@ class GatherAttention(nn.Module):
         self.proj = as_linear(layer.proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        layer, heads, topk = self.layer, self.layer.num_heads, self.layer.topk
-        batch, height, width, dim = x.shape
-        rows, cols = layer.region_grid
-        h, w, regions = height // rows, width // cols, rows * cols
-
-        x = x.view(batch, rows, h, cols, w, dim).transpose(2, 3).reshape(batch, regions, h, w, dim)
-        q, kv = self.qkv(x).split([dim, 2 * dim], -1)
-        v = kv[..., dim:].view(batch, rows, cols, h, w, dim).permute(0, 5, 1, 3, 2, 4)
-        v = v.reshape(batch, dim, height, width)
-        lepe = nn.functional.conv2d(
+        layer, (height, width), grid = self.layer, x.shape[1:3], self.layer.region_grid
+        x = pad_to_grid(x, grid)
+        size, dim = x.shape[1:3], x.shape[3]
+        q, kv = self.qkv(to_regions(x, grid)).split([dim, 2 * dim], -1)
+        v = to_map(kv[..., dim:], grid, size).permute(0, 3, 1, 2).contiguous()
+        lepe = F.conv2d(
             v, layer.lepe.weight, layer.lepe.bias, padding=layer.lepe.padding, groups=dim
         )
-        affinity = q.mean((2, 3)).detach() @ kv[..., :dim].mean((2, 3)).detach().mT
-        routes = affinity.topk(topk, -1).indices
+        routes = route(q, kv, layer.topk)
+        out = gather_attention(q, kv, routes, layer.num_heads, layer.scale)
+        out = self.proj(to_map(out, grid, size) + lepe.permute(0, 2, 3, 1))
+        return out[:, :height, :width].contiguous()
 
-        kv = kv.flatten(2, 3)[:, None].expand(-1, regions, -1, -1, -1)
-        index = routes[..., None, None].expand(-1, -1, -1, *kv.shape[3:])
-        k, v = torch.gather(kv, 2, index).split([dim, dim], -1)
-        q = q.reshape(batch * regions, h * w, heads, -1).transpose(1, 2)
-        k = k.reshape(batch * regions, topk * h * w, heads, -1).permute(0, 2, 3, 1)
-        v = v.reshape(batch * regions, topk * h * w, heads, -1).transpose(1, 2)
-        out = ((q * layer.scale) @ k).softmax(-1) @ v
-        out = out.transpose(1, 2).reshape(batch, rows, cols, h, w, dim).transpose(2, 3)
-        out = out.reshape(batch, height, width, dim)
-        return self.proj(out + lepe.permute(0, 2, 3, 1))
+
+class PlainAgentAttention(nn.Module):
+    """The published deformable agent attention with the parameters of one of our layers.
+
+    Args:
+        layer: Layer to take the parameters of, of padding ``'input'``.
+    """
+
+    def __init__(self, layer: DeformableAgentAttention) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer, (height, width), grid = self.layer, x.shape[1:3], self.layer.region_grid
+        heads, groups = layer.num_heads, layer.num_groups
+        x = pad_to_grid(x, grid)
+        batch, *size, dim = x.shape
+        q, k, v = layer.qkv(x).chunk(3, -1)
+        positions = layer._positions(q)
+        agents, lepe = layer._sample(x, positions), layer.lepe(v)
+        agents, lepe, positions = (pad_to_grid(each, grid) for each in (agents, lepe, positions))
+
+        kv = to_regions(torch.cat([k, v], -1), grid)
+        agent_q = to_regions(layer.agent_query(agents), grid)
+        routes = route(agent_q, kv, layer.topk)
+        out = gather_attention(agent_q, kv, routes, heads, layer.scale)
+        agents = agents + layer.agent_proj(to_map(out, grid, agents.shape[1:3]) + lepe)
+        agents = layer.agent_norm2(agents + layer.agent_mlp(layer.agent_norm1(agents)))
+
+        k, v = (f(agents).flatten(1, 2) for f in (layer.agent_key, layer.agent_value))
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q.flatten(1, 2), k, v))
+        logits = (q @ k.mT).mul(layer.scale)
+        tokens = (torch.linspace(-1, 1, n, dtype=positions.dtype) for n in size)
+        tokens = torch.meshgrid(*tokens, indexing='ij')
+        tokens = torch.stack(tokens, -1).view(1, 1, -1, 1, 2)
+        positions = positions.flatten(1, 2).unflatten(-1, (groups, 2)).transpose(1, 2)[:, :, None]
+        table = layer.rpe_table.expand(batch, -1, -1, -1).reshape(
+            -1, heads // groups, *layer.rpe_table.shape[1:]
+        )
+        grid = (tokens - positions).mul(0.5).flatten(0, 1)[..., (1, 0)]
+        bias = F.grid_sample(table, grid, align_corners=True).view_as(logits)
+        out = (logits + bias).softmax(-1) @ v
+        out = layer.proj(out.transpose(1, 2).reshape(batch, *size, dim))
+        return out[:, :height, :width].contiguous()
+
+
+def pad_to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Zero-pad a map at the right and bottom to multiples of the grid."""
+    return pad_to(x, *(-(-n // parts) * parts for n, parts in zip(x.shape[1:3], grid, strict=True)))
+
+
+def to_regions(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Map (B, H, W, C) to regions (B, R, T, C)."""
+    x = x.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
+
+
+def to_map(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Regions (B, R, T, C) to a map (B, H, W, C)."""
+    x = x.unflatten(2, (size[0] // grid[0], -1)).unflatten(1, grid).transpose(2, 3)
+    return x.flatten(3, 4).flatten(1, 2)
 
 
 class PlainFullAttention(nn.Module):
@@ -81,18 +160,24 @@ def as_linear(layer: nn.Linear) -> nn.Linear:
     return plain
 
 
-def gather_baseline(net: BiFormer) -> BiFormer:
+def gather_baseline(net: BiFormer | DeBiFormer) -> BiFormer | DeBiFormer:
     """Turn a backbone into the baseline, in place.
 
     Args:
-        net: Backbone of arch ``'tiny'``, ``'small'`` or ``'base'``.
+        net: BiFormer of arch ``'tiny'``, ``'small'`` or ``'base'``, or a DeBiFormer.
 
     Returns:
-        BiFormer: The same parameters, the same numbers, the published way to compute them.
+        BiFormer | DeBiFormer: The same parameters, the same numbers, the published way to compute
+        them.
     """
+    published = {
+        BiLevelRoutingAttention: GatherAttention,
+        DeformableAgentAttention: PlainAgentAttention,
+        FullAttention: PlainFullAttention,
+    }
     for stage in net.stages:
         for block in stage:
-            routed = isinstance(block.attn, BiLevelRoutingAttention)
-            block.attn = (GatherAttention if routed else PlainFullAttention)(block.attn)
-            block.mlp.fc1, block.mlp.fc2 = as_linear(block.mlp.fc1), as_linear(block.mlp.fc2)
+            block.attn = published[type(block.attn)](block.attn)
+            if isinstance(net, BiFormer):  # DeBiFormer's are published as convolutions
+                block.mlp.fc1, block.mlp.fc2 = as_linear(block.mlp.fc1), as_linear(block.mlp.fc2)
     return net

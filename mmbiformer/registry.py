@@ -6,7 +6,10 @@ this module, and from it the ``locations``, the first time it meets the prefix.
 
 from typing import Any
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import Registry as MMEngineRegistry
 
 
@@ -25,4 +28,17 @@ class Registry(MMEngineRegistry):
 
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmbiformer', locations=['mmbiformer.models']
+)
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmbiformer', locations=['mmbiformer.engine'])
+PARAM_SCHEDULERS = Registry(
+    'parameter scheduler',
+    parent=MMENGINE_PARAM_SCHEDULERS,
+    scope='mmbiformer',
+    locations=['mmbiformer.engine'],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmbiformer',
+    locations=['mmbiformer.engine'],
 )

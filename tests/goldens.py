@@ -52,14 +52,19 @@ class Golden:
             self.arrays = {key: file[key] for key in file.files}
         self.case = json.loads(str(self.arrays.get('case', '{}')))
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights, under the authors' names."""
+        entries = (str(entry).split(' ', 1) for entry in self.arrays['state_dict_keys'])
+        return {
+            name: tuple(int(n) for n in shape.strip('()').split(',') if n.strip())
+            for name, shape in entries
+        }
+
     def official_state_dict(self) -> dict[str, Tensor]:
         """The weights, under the authors' names."""
-        state_dict = {}
-        for entry in self.arrays['state_dict_keys']:
-            name, shape = str(entry).split(' ', 1)
-            shape = tuple(int(n) for n in shape.strip('()').split(',') if n.strip())
-            state_dict[name] = parameter(name, shape, self.case['salt'])
-        return state_dict
+        return {
+            name: parameter(name, shape, self.case['salt']) for name, shape in self.shapes().items()
+        }
 
     def input(self) -> Tensor:
         return 1.7 * uniform('input', tuple(self.case['shape']), self.case['salt'])

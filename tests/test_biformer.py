@@ -187,6 +187,7 @@ def test_arch_dict_is_left_alone():
         (dict(out_indices=(2, 1)), 'must be rising'),
         (dict(final_norm=True, out_indices=(0, 3)), 'final_norm=True gives the last map only'),
         (dict(drop_path_rate=1.0), r'drop_path_rate=1.0 must lie in \[0, 1\)'),
+        (dict(backend='cuda'), "backend='cuda' is unknown; choose one of"),
         (dict(frozen_stages=5), 'frozen_stages=5 must lie between -1 and the 4'),
         (dict(region_grid=1), 'topk=2 does not fit the 1 regions'),
         (dict(region_grid=7.0), 'region_grid=7.0 must be a positive int'),

@@ -71,8 +71,14 @@ def test_topk_beyond_the_grid():
 
 
 def test_topk_beyond_the_map():
-    with pytest.raises(ValueError, match=r'topk=16 .* 9 regions \(3x3\) of a 3x3 map'):
-        layer('mask', topk=16)(torch.zeros(1, 3, 3, 32, dtype=torch.float64))
+    """Masked, a small map has fewer regions than the grid: all of them are attended to."""
+    x = torch.randn(1, 3, 5, 32, dtype=torch.float64)
+    small = layer('mask', topk=16)
+    exact = layer('mask', topk=9, region_grid=3)
+    exact.load_state_dict(small.state_dict())
+    torch.testing.assert_close(small(x), exact(x))
+    with pytest.raises(ValueError, match=r'topk=17 .* 16 regions \(4x4\) of a 4x4 map'):
+        layer('projected', topk=17)(torch.zeros(1, 4, 4, 32, dtype=torch.float64))
 
 
 def test_map_smaller_than_the_grid():

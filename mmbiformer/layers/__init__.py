@@ -2,8 +2,17 @@
 
 from .bra import BiLevelRoutingAttention
 from .conv import DepthwiseConv2d
+from .deformable_agent import DeformableAgentAttention
 from .full_attention import FullAttention
 from .linear import Linear
-from .mlp import MLP
+from .mlp import MLP, ConvMLP
 
-__all__ = ['MLP', 'BiLevelRoutingAttention', 'DepthwiseConv2d', 'FullAttention', 'Linear']
+__all__ = [
+    'MLP',
+    'BiLevelRoutingAttention',
+    'ConvMLP',
+    'DeformableAgentAttention',
+    'DepthwiseConv2d',
+    'FullAttention',
+    'Linear',
+]

@@ -1,9 +1,12 @@
 """Bi-level routing attention as a layer."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import num_regions, route_regions, routed_attention
+from ..ops import check_backend, num_regions, route_regions, routed_attention
+from ..ops.regions import crop, exporting
 from .conv import DepthwiseConv2d
 from .linear import Linear
 
@@ -29,7 +32,7 @@ class BiLevelRoutingAttention(nn.Module):
       released so (the authors' ``ops/bra_nchw.py``).
     - ``'mask'``: regions measure ceil(H / grid) x ceil(W / grid) tokens and end at the edge of the
       map: nothing outside counts, nothing outside is attended to. There can be fewer regions than
-      the grid says.
+      the grid says; if there are fewer than ``topk``, all of them are attended to.
 
     Args:
         dim: Channels, C.
@@ -42,8 +45,8 @@ class BiLevelRoutingAttention(nn.Module):
 
     Raises:
         ValueError: If ``dim`` is no multiple of ``num_heads``, a number is not positive or
-            ``padding`` is unknown. In ``forward``: if ``topk`` exceeds the number of regions, or,
-            under ``'projected'``, the map is smaller than the grid.
+            ``padding`` or ``backend`` is unknown. In ``forward``, under ``'projected'``: if the map
+            is smaller than the grid, or has fewer regions than ``topk``.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class BiLevelRoutingAttention(nn.Module):
             raise ValueError(f'lepe_kernel={lepe_kernel} must be an odd number of tokens')
         if padding not in PADDINGS:
             raise ValueError(f'padding={padding!r} is unknown; choose one of {list(PADDINGS)}')
+        check_backend(backend)
         self.region_grid = to_grid(region_grid)
         regions = self.region_grid[0] * self.region_grid[1]
         # Under 'projected' a map can have more regions than the grid says; forward checks then.
@@ -107,7 +111,10 @@ class BiLevelRoutingAttention(nn.Module):
 
         qkv = self.qkv(x)
         q, k, v = qkv.chunk(3, dim=-1)
-        routes = route_regions(q, k, self.topk, region_size)
+        topk = self.topk
+        if self.padding == 'mask':  # a small map has fewer regions than the grid says
+            topk = min(topk, math.prod(num_regions((height, width), region_size)))
+        routes = route_regions(q, k, topk, region_size)
         lepe = self.lepe(v)
         if self.padding == 'projected':
             regions = num_regions((height, width), region_size)
@@ -124,9 +131,9 @@ class BiLevelRoutingAttention(nn.Module):
             backend=self.backend,
         )
         if self.padding == 'projected':
-            out = out[:, :height, :width]
+            out = crop(out, height, width)
         # Cropping before the projection saves it the padded tokens; they never mix.
-        return self.proj((out + lepe)[:, :height, :width])
+        return self.proj(crop(out + lepe, height, width))
 
     def extra_repr(self) -> str:
         return (
@@ -146,4 +153,4 @@ def to_grid(region_grid: int | tuple[int, int]) -> tuple[int, int]:
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     """Zero-pad a map (B, H, W, C) at the right and bottom to (B, height, width, C)."""
     bottom, right = height - x.shape[1], width - x.shape[2]
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if exporting() or bottom or right else x

@@ -1,8 +1,9 @@
-"""Two-layer perceptron on channels-last maps."""
+"""Two-layer perceptrons on channels-last maps."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conv import DepthwiseConv2d
 from .linear import Linear
 
 
@@ -22,3 +23,21 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class ConvMLP(MLP):
+    """An MLP that mixes each hidden channel with its neighbourhood: a residual 3x3 convolution.
+
+    Args:
+        dim: Channels in and out, C.
+        hidden_dim: Channels between.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(dim, hidden_dim)
+        self.conv = DepthwiseConv2d(hidden_dim, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x = self.fc1(x)
+        return self.fc2(F.gelu(x + self.conv(x)))

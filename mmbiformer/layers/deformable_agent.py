@@ -1,0 +1,222 @@
+"""Deformable agent attention: a few agents look where it matters, all tokens look at them."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import (
+    agent_attention,
+    check_backend,
+    num_regions,
+    route_regions,
+    routed_attention,
+)
+from .bra import pad_to, to_grid
+from .conv import DepthwiseConv2d
+from .linear import Linear
+from .mlp import ConvMLP
+
+PADDINGS = ('input', 'mask')
+
+
+class DeformableAgentAttention(nn.Module):
+    """Deformable agent bi-level routing attention (DeBiFormer, section 3).
+
+    Agents start from a coarse grid, move by offsets that a small network reads off the queries,
+    and sample the input where they arrive. They are the queries of bi-level routing attention:
+    regions of agents are routed to regions of the map. An MLP follows; then every token of the map
+    attends to all agents, with a bias by relative position. All as released; the quirks that the
+    comments name are explained at :class:`mmbiformer.models.DeBiFormer`.
+
+    ``grid_sample``, which samples the agents, has no deterministic backward pass on CUDA: under
+    ``torch.use_deterministic_algorithms(True)`` PyTorch refuses it there. All else has one.
+
+    Args:
+        dim: Channels, C.
+        num_heads: Number of attention heads.
+        topk: Regions of the map that each region of agents is routed to.
+        num_groups: Groups of channels; each has agents' positions of its own.
+        stride: Tokens per agent along each side.
+        offset_kernel: Side of the offset network's kernel, in tokens.
+        table_size: Side of the query map that the bias table is made for, in tokens; at least 2.
+        mlp_ratio: Hidden width of the agents' MLP, in multiples of ``dim``. Defaults to 3.
+        region_grid: Regions per column and per row, an int or a pair. Defaults to 7.
+        lepe_kernel: Side of the LePE kernel, in tokens. Defaults to 5.
+        padding: ``'input'`` or ``'mask'``, see :class:`BiLevelRoutingAttention`. Under ``'mask'``
+            agents are not padded, and where the map has fewer than ``topk`` regions all are routed
+            to. Defaults to ``'input'``.
+        backend: Backend of :func:`mmbiformer.ops.routed_attention`. Defaults to ``'auto'``.
+
+    Raises:
+        ValueError: If ``dim`` or heads are no multiple of what divides them, a number is too
+            small, ``topk`` exceeds the regions of the grid, or ``padding`` or ``backend`` is
+            unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        topk: int,
+        num_groups: int,
+        stride: int,
+        offset_kernel: int,
+        table_size: int,
+        mlp_ratio: float = 3,
+        region_grid: int | tuple[int, int] = 7,
+        lepe_kernel: int = 5,
+        padding: str = 'input',
+        backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads or num_groups < 1 or num_heads % num_groups:
+            raise ValueError(
+                f'dim={dim} must be a multiple of num_heads={num_heads}, and that of '
+                f'num_groups={num_groups}'
+            )
+        if min(lepe_kernel, offset_kernel) < 1 or not lepe_kernel % 2 == offset_kernel % 2 == 1:
+            raise ValueError(
+                f'lepe_kernel={lepe_kernel} and offset_kernel={offset_kernel} must be odd numbers '
+                f'of tokens'
+            )
+        if stride < 1 or table_size < 2:
+            raise ValueError(f'stride={stride} must be positive, table_size={table_size} 2 or more')
+        if padding not in PADDINGS:
+            raise ValueError(f'padding={padding!r} is unknown; choose one of {list(PADDINGS)}')
+        check_backend(backend)
+        self.region_grid = to_grid(region_grid)
+        regions = self.region_grid[0] * self.region_grid[1]
+        if not 1 <= topk <= regions:
+            raise ValueError(
+                f'topk={topk} does not fit the {regions} regions of a '
+                f'{self.region_grid[0]}x{self.region_grid[1]} grid; '
+                f'choose 1 <= topk <= {regions} or a finer region_grid'
+            )
+        self.num_heads = num_heads
+        self.topk = topk
+        self.num_groups = num_groups
+        self.padding = padding
+        self.backend = backend
+        self.scale = dim**-0.5  # quirk "whole-width scale"
+        group_dim = dim // num_groups
+        self.qkv = Linear(dim, 3 * dim)
+        self.offset = nn.Sequential(
+            OrderedDict(
+                conv=DepthwiseConv2d(group_dim, offset_kernel, stride, bias=False),
+                norm=nn.LayerNorm(group_dim),
+                act=nn.GELU(),
+                head=nn.Linear(group_dim, 1, bias=False),
+            )
+        )
+        self.agent_query = Linear(dim, dim)
+        self.lepe = DepthwiseConv2d(dim, lepe_kernel, stride)
+        self.agent_proj = Linear(dim, dim)
+        self.agent_norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.agent_mlp = ConvMLP(dim, int(mlp_ratio * dim))
+        self.agent_norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.agent_key = Linear(dim, dim)
+        self.agent_value = Linear(dim, dim)
+        self.rpe_table = nn.Parameter(torch.empty(num_heads, *(2 * table_size - 1,) * 2))
+        nn.init.trunc_normal_(self.rpe_table, std=0.01)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            x: Map of shape (B, H, W, C).
+
+        Returns:
+            Tensor: (B, H, W, C).
+        """
+        height, width = x.shape[1:3]
+        if self.padding == 'input':
+            x = self._pad(x)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        positions = self._positions(q)
+        agents, lepe = self._sample(x, positions), self.lepe(v)  # quirk "sampled input"
+        if self.padding == 'input':
+            # Quirk "visible padding".
+            agents, lepe, positions = (self._pad(each) for each in (agents, lepe, positions))
+
+        agents = agents + self.agent_proj(self._route(self.agent_query(agents), k, v) + lepe)
+        agents = agents + self.agent_mlp(self.agent_norm1(agents))
+        agents = self.agent_norm2(agents).flatten(1, 2)
+
+        rows, columns = (
+            torch.linspace(-1, 1, n, dtype=positions.dtype, device=x.device) for n in x.shape[1:3]
+        )
+        # Cropping before the attention saves it the padded queries.
+        out = agent_attention(
+            q[:, :height, :width],
+            self.agent_key(agents),
+            self.agent_value(agents),
+            positions.flatten(1, 2).unflatten(-1, (self.num_groups, 2)).transpose(1, 2),
+            self.rpe_table,
+            rows=rows[:height],
+            columns=columns[:width],
+            scale=self.scale,
+        )
+        return self.proj(out)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Zero-pad a map to multiples of the grid."""
+        region = region_size(x, self.region_grid)
+        return pad_to(x, *(n * size for n, size in zip(self.region_grid, region, strict=True)))
+
+    def _positions(self, q: Tensor) -> Tensor:
+        """Where the agents go: (B, H, W, C) to (B, Ha, Wa, G * 2), downwards and to the right."""
+        q = q.unflatten(-1, (self.num_groups, -1)).movedim(3, 1)
+        offset = self.offset(q.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, G, Ha, Wa, 1)
+        # Half precision could not tell the tokens of a large map apart.
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        centres = (
+            (torch.arange(n, dtype=offset.dtype, device=q.device) + 0.5) * (2 / n) - 1
+            for n in offset.shape[2:4]
+        )  # quirk "mixed corners"
+        start = torch.stack(torch.meshgrid(*centres, indexing='ij'), dim=-1)  # (Ha, Wa, 2)
+        # Quirks "one offset", which is added to both coordinates, and "raw offset".
+        return (start + offset).clamp(-1, 1).movedim(1, 3).flatten(3)
+
+    def _sample(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Read the map at the agents' positions: (B, H, W, C) to (B, Ha, Wa, C)."""
+        groups = self.num_groups
+        maps = x.to(positions.dtype).permute(0, 3, 1, 2).unflatten(1, (groups, -1))
+        grid = positions.unflatten(-1, (groups, 2)).movedim(3, 1).flip(-1)  # x before y
+        agents = F.grid_sample(maps.flatten(0, 1), grid.flatten(0, 1), align_corners=True)
+        agents = agents.unflatten(0, (len(x), groups)).flatten(1, 2).permute(0, 2, 3, 1)
+        return agents.to(x.dtype).contiguous()
+
+    def _route(self, agents: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Bi-level routing attention of the agents to the map."""
+        agent_region = region_size(agents, self.region_grid)
+        key_region = region_size(k, self.region_grid)
+        topk = self.topk
+        if self.padding == 'mask':
+            rows, cols = num_regions(k.shape[1:3], key_region)
+            topk = min(topk, rows * cols)
+        routes = route_regions(agents, k, topk, agent_region, key_region)
+        return routed_attention(
+            agents,
+            k,
+            v,
+            routes,
+            num_heads=self.num_heads,
+            region_size=agent_region,
+            key_region_size=key_region,
+            scale=self.scale,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f'num_heads={self.num_heads}, topk={self.topk}, num_groups={self.num_groups}, '
+            f'region_grid={self.region_grid}, padding={self.padding!r}'
+        )
+
+
+def region_size(x: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a region of a map (B, H, W, C): the grid's share of it, rounded up."""
+    return tuple(-(-n // regions) for n, regions in zip(x.shape[1:3], grid, strict=True))
