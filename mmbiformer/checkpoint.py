@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlparse
 
@@ -19,26 +19,56 @@ from torch import Tensor, nn
 
 from .safe_load import CheckpointError, safe_load
 
-AUTHORS_URL = 'https://github.com/rayleizhu/BiFormer'
+AUTHORS_URLS = dict(
+    BiFormer='https://github.com/rayleizhu/BiFormer',
+    DeBiFormer='https://github.com/maclong01/DeBiFormer',
+)
+# BiFormer's ImageNet-1K weights, as their page lists them.
+RELEASED = {
+    arch: f'https://api.onedrive.com/v1.0/shares/{share}/root/content'
+    for arch, share in (
+        ('tiny', 's!AkBbczdRlZvChHEOoGkgwgQzEDlM'),
+        ('small', 's!AkBbczdRlZvChHDyM-x9KWRBZ832'),
+        ('base', 's!AkBbczdRlZvChHI_XPhoadjaNxtO'),
+        ('stl', 's!AkBbczdRlZvChSf-m7ujkvx9lIQ1'),
+        ('stl_nchw', 's!AkBbczdRlZvChWYrKbWbMgqd2Ai0'),
+    )
+}
 
-# The authors' names within the backbone, as a pattern and ours. STL models nest blocks once more.
+# The authors' names within the backbone, as a pattern and ours. STL models nest blocks once more;
+# DeBiFormer's hold two of ours each, see `_split_pair`.
 RENAMES = (
     (r'^(stages\.\d+)\.blocks\.', r'\1.'),
-    (r'\.attn\.(?:qkv\.qkv|qkv_linear)\.', '.attn.qkv.'),
-    (r'\.attn\.(?:wo|output_linear)\.', '.attn.proj.'),
-    (r'\.mlp\.0\.', '.mlp.fc1.'),
-    (r'\.mlp\.[23]\.', '.mlp.fc2.'),
-    (r'^extra_norms\.(\d)\.', r'norm\1.'),
+    (r'\.attn\.(?:qkv\.qkv|qkv_linear|qkv_conv\.qkv)\.', '.attn.qkv.'),
+    (r'\.attn\.(?:wo|output_linear|proj_out)\.', '.attn.proj.'),
+    (r'\.attn\.lepe1\.', '.attn.lepe.'),
+    (r'\.attn\.conv_offset_q\.0\.', '.attn.offset.conv.'),
+    (r'\.attn\.conv_offset_q\.1\.norm\.', '.attn.offset.norm.'),
+    (r'\.attn\.conv_offset_q\.3\.', '.attn.offset.head.'),
+    (r'\.attn\.proj_q\.', '.attn.agent_query.'),
+    (r'\.attn\.proj_k\.', '.attn.agent_key.'),
+    (r'\.attn\.proj_v\.', '.attn.agent_value.'),
+    (r'\.attn\.unifyheads1\.', '.attn.agent_proj.'),
+    (r'\.attn\.norm2\.', '.attn.agent_norm1.'),
+    (r'\.attn\.norm\.', '.attn.agent_norm2.'),
+    (r'\.attn\.mlp\.', '.attn.agent_mlp.'),
+    (r'mlp\.(?:0|linear1\.0)\.', 'mlp.fc1.'),
+    (r'mlp\.(?:[23]|linear2\.0)\.', 'mlp.fc2.'),
+    (r'mlp\.dwc\.', 'mlp.conv.'),
+    (r'^extra_norms\.(\d)\.(?:ln\.)?', r'norm\1.'),
 )
+PAIR_KEY = re.compile(r'^stages\.(\d+)\.(\d+)\.(pos_embed|norm|attn|mlp)([1-4])\.')
 BLOCK_KEY = re.compile(r'^stages\.(\d+)\.\d+\.norm1\.weight$')
 OFFICIAL_KEY = re.compile(
-    r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.mlp\.0\.weight$'
+    r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.'
+    r'(?:mlp\.0|mlp1\.linear1\.0)\.weight$'
 )
+MAP_NORM_KEY = re.compile(r'^norm\d\.')
 STEM_KEY = 'downsample_layers.0.0.weight'
 
 
 def is_official(checkpoint: Any) -> bool:
-    """Whether a loaded file holds a BiFormer under the authors' names, bare or nested."""
+    """Whether a loaded file holds a model of ours under its authors' names, bare or nested."""
     state_dict = _unnest(checkpoint)
     return isinstance(state_dict, Mapping) and any(
         isinstance(key, str) and OFFICIAL_KEY.match(key) for key in state_dict
@@ -58,18 +88,19 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[s
         their two spatial dimensions. Other parts of a whole detector or segmentor keep their names.
 
     Raises:
-        CheckpointError: A ValueError, if this is not a BiFormer under the authors' names.
+        CheckpointError: A ValueError, if this is no model of ours under its authors' names.
     """
     if not is_official(state_dict):
         raise CheckpointError(
-            _not_biformer(_unnest(state_dict), "the authors' BiFormer checkpoint")
+            _not_ours(_unnest(state_dict), f"the authors' {' or '.join(AUTHORS_URLS)} checkpoint")
         )
     state_dict = {
         key.removeprefix('module.'): value
         for key, value in _unnest(state_dict).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and isinstance(key, str)
     }
     whole_model = any(key.startswith('backbone.') for key in state_dict)
+    in_pairs = any('.mlp1.' in key for key in state_dict)
     converted = OrderedDict()
     for key, value in state_dict.items():
         name = key.removeprefix('backbone.')
@@ -78,9 +109,11 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[s
         elif whole_model and name == key:  # a neck or a head beside the backbone
             converted[key] = value
         else:
+            if in_pairs:
+                name = PAIR_KEY.sub(_split_pair, name)
             for pattern, ours in RENAMES:
                 name = re.sub(pattern, ours, name)
-            if value.ndim == 4 and re.search(r'\.(?:qkv|proj|fc1|fc2)\.weight$', name):
+            if value.shape[2:] == (1, 1):
                 value = value.flatten(1)
             converted['backbone.' + name] = value
     return converted
@@ -92,7 +125,9 @@ def adapt_backbone_state(
     """Before a backbone loads: accept a whole model's names, refuse another model's weights.
 
     A load-state-dict pre-hook. A backbone loaded by itself takes ``backbone.…`` as its own names,
-    so that ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` needs no prefix.
+    so that ``init_cfg=dict(type='Pretrained', checkpoint=FILE)`` needs no prefix. The norms of maps
+    that a dense backbone does not give are left out, and the log says so: the authors' RetinaNet
+    has one for the first stage, and does not use it.
 
     Args:
         module: The backbone.
@@ -116,7 +151,12 @@ def adapt_backbone_state(
         return
     there, here = _describe(given), _describe(own)
     if not there:
-        raise CheckpointError(_not_biformer(given, 'a BiFormer checkpoint'))
+        raise CheckpointError(_not_ours(given, f'a {_family(own)} checkpoint'))
+    if _family(given) != _family(own):
+        raise CheckpointError(
+            f'the checkpoint is of a {_family(given)}; the model has a {_family(own)}. '
+            'Choose the matching model or file.'
+        )
     stages = min(len(there), len(here))
     stems = [tuple(state[STEM_KEY].shape) for state in (given, own) if STEM_KEY in state]
     if there[:stages] != here[:stages] or len({*stems}) > 1:
@@ -125,10 +165,15 @@ def adapt_backbone_state(
             f'{there} and its first convolution is {stems[0]}; the model has {here} and '
             f'{stems[-1]}. Choose the matching arch or file.'
         )
+    unused = [f'{prefix}{name}' for name in given if MAP_NORM_KEY.match(name) and name not in own]
+    if unused and any(MAP_NORM_KEY.match(name) for name in own):
+        print_log(f'left out, norms of maps that are not used: {unused}', logger='current')
+        for name in unused:
+            del state_dict[name]
 
 
 def check_whole_model(path: str) -> None:
-    """Raise CheckpointError unless a file holds a whole model around a BiFormer.
+    """Raise CheckpointError unless a file holds a whole model around a backbone of ours.
 
     MMEngine only logs what is missing, and would go on with random weights.
 
@@ -139,11 +184,15 @@ def check_whole_model(path: str) -> None:
     state_dict = _unnest(checkpoint)
     names = [str(name).removeprefix('module.') for name in state_dict]
     if not any(BLOCK_KEY.match(name[9:]) for name in names if name.startswith('backbone.')):
-        raise CheckpointError(f'{path}: {_not_biformer(state_dict, "a model around a BiFormer")}')
+        expected = f'a model around a {" or ".join(AUTHORS_URLS)}'
+        raise CheckpointError(f'{path}: {_not_ours(state_dict, expected)}')
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint file without running anything in it.
+
+    The text of the config that MMEngine writes into its checkpoints is left out, as MMEngine would
+    run it.
 
     Args:
         filename: Path of the file. The authors' released files are taken as they are.
@@ -154,14 +203,31 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is no checkpoint.
+        CheckpointError: If the file is no checkpoint, or holds no weights by name.
     """
     filename = os.path.expanduser(filename)
     checkpoint = safe_load(filename, map_location)
+    weights = _unnest(checkpoint)
+    if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
+        raise CheckpointError(f'{filename} holds no weights by name: {type(weights).__name__}')
+    _drop_configs(checkpoint)
     if is_official(checkpoint):
         print_log(f"{filename}: the authors' names, converted to ours", logger='current')
         return dict(state_dict=convert_official_state_dict(checkpoint))
     return checkpoint
+
+
+def _drop_configs(checkpoint: Mapping[str, Any]) -> None:
+    """Take the config's text out of a checkpoint: it is Python, and MMEngine would run it.
+
+    Its Runner does so when it resumes, its inferencers if they are given no config.
+    """
+    hub = checkpoint.get('message_hub')
+    runtime = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for part in (checkpoint.get('meta'), runtime):
+        if isinstance(part, dict):
+            for name in ('cfg', 'config'):
+                part.pop(name, None)
 
 
 def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
@@ -197,6 +263,21 @@ def _unnest(checkpoint: Any) -> Any:
     return checkpoint
 
 
+def _split_pair(match: re.Match) -> str:
+    """A layer's name in the n-th pair of blocks to that in block 2 n or 2 n + 1."""
+    stage, pair, layer, number = match[1], int(match[2]), match[3], int(match[4]) - 1
+    half = number
+    if layer == 'norm':  # four in a pair
+        half, number = divmod(number, 2)
+        layer = f'norm{number + 1}'
+    return f'stages.{stage}.{2 * pair + half}.{layer}.'
+
+
+def _family(names: Iterable[str]) -> str:
+    """Which of our backbones has parameters of these names."""
+    return 'DeBiFormer' if any('.rpe_table' in name for name in names) else 'BiFormer'
+
+
 def _describe(state_dict: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """Blocks and channels of each stage."""
     stages: dict[int, tuple[int, int]] = {}
@@ -207,12 +288,13 @@ def _describe(state_dict: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     return [stages[i] for i in sorted(stages)]
 
 
-def _not_biformer(found: Any, expected: str) -> str:
+def _not_ours(found: Any, expected: str) -> str:
     if isinstance(found, Mapping):
         found = f'{len(found)} entries such as {sorted(map(str, found))[:3]}'
     else:
         found = f'a {type(found).__name__}'
     return (
         f'this is not {expected}: found {found}; expected names such as '
-        f"'{STEM_KEY}' and 'stages.0.0.norm1.weight'. The authors' files: {AUTHORS_URL}"
+        f"'{STEM_KEY}' and 'stages.0.0.norm1.weight'. The authors' files: "
+        + ', '.join(AUTHORS_URLS.values())
     )

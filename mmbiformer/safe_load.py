@@ -23,8 +23,10 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors.torch
 import torch
 
+MAX_EXPANDED = 2**26  # bytes of a tensor that is larger than its storage
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -93,8 +95,13 @@ def _tensor(
     steps = [(count - 1) * step for count, step in zip(size, stride, strict=True)]
     end = offset + (1 + sum(steps) if math.prod(size) else 0)
     _require(
-        end * dtype.itemsize <= data.nbytes() and math.prod(size) < 2**56,
+        end * dtype.itemsize <= data.nbytes(),
         f'a tensor of shape {tuple(size)} that does not fit into its storage',
+    )
+    # One number, expanded, is as large as it likes: whoever copies it would run out of memory.
+    _require(
+        math.prod(size) * dtype.itemsize <= max(data.nbytes(), MAX_EXPANDED),
+        f'a tensor of shape {tuple(size)} expanded from {data.nbytes()} bytes',
     )
     tensor = torch.empty(0, dtype=dtype, device=data.device).set_(data, offset, size, stride)
     return tensor.requires_grad_(requires_grad is True)
@@ -120,7 +127,7 @@ def _key(key: Any) -> Any:
     """Refuses keys whose hash takes forever or, being a recursion in C, crashes the process."""
     todo = [key]
     for count, item in enumerate(todo):
-        _require(count < 1000, 'a dictionary key or set member that is nested too deeply')
+        _require(count < 100, 'a dictionary key or set member that is nested too deeply')
         if isinstance(item, (tuple, frozenset)):
             todo.extend(item)
     return key
@@ -408,6 +415,7 @@ class _Unpickler(pickle._Unpickler):
 
     def replace(self, old: Any, new: Any) -> None:
         self.stack[-1] = new
+        self.spend(self.memo)  # is gone through: again and again, it would take forever
         self.memo.update({key: new for key, value in self.memo.items() if value is old})
 
     def load_build(self) -> None:
@@ -606,6 +614,20 @@ def _load_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     return result
 
 
+def _load_safetensors(file: BinaryIO, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        tensors = safetensors.torch.load(file.read())
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(
+            f'its safetensors header does not fit: {error}; the file is truncated or damaged'
+        ) from error
+    for name, tensor in tensors.items():
+        flat = tensor.reshape(-1).view(torch.uint8).clone()  # in a storage of its own
+        placed = _place(flat, 'cpu', map_location)
+        tensors[name] = placed.view(tensor.dtype).reshape(tensor.shape)
+    return tensors
+
+
 def _load(file: BinaryIO, map_location: Any) -> Any:
     start = file.tell()
     size = file.seek(0, os.SEEK_END)
@@ -618,10 +640,8 @@ def _load(file: BinaryIO, map_location: Any) -> Any:
     _require(not text.startswith(b'<'), f'this looks like an HTML or XML page; {again}')
     _require(not text.startswith(b'version https://git-lfs'), 'a Git LFS pointer: run git lfs pull')
     _require(head[257:262] != b'ustar', 'a tar file: unpack what is in it')
-    _require(
-        head[8:9] != b'{' or int.from_bytes(head[:8], 'little') > size,
-        'a safetensors file: read it with safetensors.torch.load_file and write it with torch.save',
-    )
+    if head[8:9] == b'{' and not head.startswith(b'PK'):
+        return _load_safetensors(file, map_location)
     if head.startswith(b'PK'):
         result = _load_zip(file, size, map_location)
     else:
@@ -639,11 +659,11 @@ def _load(file: BinaryIO, map_location: Any) -> Any:
 
 
 def safe_load(file: str | os.PathLike | BinaryIO, map_location: Any = 'cpu') -> Any:
-    """Reads a checkpoint of ``torch.save`` (zip or legacy format) without running code from it.
+    """Reads a checkpoint of ``torch.save`` or safetensors without running code from it.
 
     Tensors, numpy arrays and scalars, plain Python data and MMEngine's ``HistoryBuffer`` are read;
     a ``defaultdict`` becomes a dict, a tensor subclass a tensor. In the place of every other object
-    stands a :class:`Placeholder`.
+    stands a :class:`Placeholder`. A safetensors file gives a dict of tensors.
 
     Args:
         file (str | os.PathLike | BinaryIO): Path, or a seekable file that is open for reading.

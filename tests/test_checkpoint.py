@@ -3,11 +3,14 @@
 import argparse
 import subprocess
 import sys
+from ast import literal_eval
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from goldens import Golden
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
@@ -21,6 +24,7 @@ from mmbiformer.models import BiFormer
 from mmbiformer.registry import MODELS
 from mmbiformer.safe_load import CheckpointError
 
+ROOT = Path(__file__).parent.parent
 CLASSIFIERS = {
     'tiny': 'biformer_tiny_cls',
     'small': 'biformer_small_cls',
@@ -178,6 +182,67 @@ def test_released_file_in_a_whole_model(released):
     load_checkpoint(net, str(released), map_location='cpu', strict=True)
     assert torch.equal(net.head.fc.bias, official()['head.bias'])
     assert Canary.marks == []
+
+
+DENSE = {
+    'maskrcnn_biformer_s_coco': 'biformer_small_det',
+    'retinanet_biformer_s_coco': 'biformer_small_det',
+    'sfpn_biformer_s_ade20k': 'biformer_small_seg',
+    'upernet_biformer_s_ade20k': 'biformer_small_seg',
+}
+
+
+def authors_dense(config):
+    """Names and shapes of a whole detector or segmentor of MMDetection 2 / MMSegmentation 0.x."""
+    state_dict = {
+        f'backbone.{name}': torch.empty(shape, device='meta')
+        for name, shape in Golden(DENSE[config]).shapes().items()
+    }
+    stem = config.removesuffix('_coco').removesuffix('_ade20k')
+    for line in (ROOT / f'tests/data/openmmlab_0x/{stem}.txt').read_text().splitlines():
+        if not line.startswith('#'):
+            name, shape = line.split(' ', 1)
+            state_dict[name] = torch.empty(literal_eval(shape), device='meta')
+    return state_dict
+
+
+@pytest.mark.parametrize('config', DENSE)
+def test_whole_detectors_and_segmentors_load_strictly(config, tmp_path):
+    """Nothing missing, nothing left over; RetinaNet's unused norm is left out, and logged."""
+    MMLogger.get_instance(config, log_file=str(tmp_path / 'log'))
+    cfg = Config.fromfile(ROOT / f'configs/{config}.py')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    checkpoint = dict(meta=dict(CLASSES=('thing',)), state_dict=authors_dense(config))
+    converted = convert_official_state_dict(checkpoint)
+    unused = {f'backbone.norm0.{kind}' for kind in ('weight', 'bias')}
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in converted.items()}
+    if 'retinanet' in config:
+        assert unused <= found.keys()
+        found = {name: shape for name, shape in found.items() if name not in unused}
+    assert found == shapes
+    model.load_state_dict(converted, strict=True)
+    assert unused <= converted.keys() or 'retinanet' not in config  # the caller's dict stays
+    log = (tmp_path / 'log').read_text()
+    assert ("left out, norms of maps that are not used: ['backbone.norm0" in log) == (
+        'retinanet' in config
+    )
+
+
+def test_dense_backbone_of_fewer_maps(tmp_path):
+    """A detector's weights as init_cfg: the values arrive, the unused norm does not."""
+    path = tmp_path / 'detector.pth'
+    state_dict = {
+        f'backbone.{name}': value.float() if value.is_floating_point() else value
+        for name, value in Golden('biformer_small_det').official_state_dict().items()
+    }
+    torch.save(dict(state_dict=state_dict), path)
+    net = BiFormer('small', out_indices=(1, 2, 3))
+    load_checkpoint(net, str(path), strict=True)
+    assert torch.equal(net.norm3.weight, state_dict['backbone.extra_norms.3.weight'])
+    assert not hasattr(net, 'norm0')
 
 
 def test_wrong_arch_is_refused(released):
