@@ -5,6 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
+
+from mmbiformer.engine.command_line import make_resumable
+from mmbiformer.safe_load import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,3 +80,13 @@ def test_help(tool):
     done = run(tool, '--help')
     assert done.returncode == 0
     assert 'usage' in done.stdout
+
+
+def test_resume_refuses_another_model(tmp_path):
+    """MMEngine would log what is missing, and go on with random weights."""
+    path = tmp_path / 'other.pth'
+    state = {'backbone.conv1.weight': torch.zeros(1)}
+    torch.save(dict(meta={}, message_hub={}, optimizer={}, state_dict=state), path)
+    cfg = Config(dict(resume=True, load_from=str(path)))
+    with pytest.raises(CheckpointError, match=r'other\.pth.* is not a model around'):
+        make_resumable(cfg)

@@ -1,1 +1,16 @@
-"""What the commands in tools/ share."""
+"""What training needs and no host library ships, and what the commands in tools/ share."""
+
+from .check_finite_hook import CheckFiniteHook, NotFiniteError
+from .checkpoint_hook import CheckpointHook
+from .ema import SideEMAHook
+from .lagging_cosine import LaggingCosineLR
+from .layer_decay import LayerDecayOptimWrapperConstructor
+
+__all__ = [
+    'CheckFiniteHook',
+    'CheckpointHook',
+    'LaggingCosineLR',
+    'LayerDecayOptimWrapperConstructor',
+    'NotFiniteError',
+    'SideEMAHook',
+]

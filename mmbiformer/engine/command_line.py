@@ -1,4 +1,4 @@
-"""What tools/train.py and tools/test.py share: options, config, checks before anything runs."""
+"""What the commands in tools/ share: options, config, checks before anything runs."""
 
 import argparse
 import os
@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import RUNNERS
+from mmengine.device import get_device
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
-from ..checkpoint import AUTHORS_URL, register_safe_loader
+from ..checkpoint import AUTHORS_URLS, load_from_local, register_safe_loader
 from ..safe_load import CheckpointError
+from .checkpoint_hook import check_resumable, find_whole_checkpoint
+from .fake_data import SIZES
 
 
 class CommandError(Exception):
@@ -28,23 +32,32 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        # No process of several leaves while another may still speak to it.
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except (CommandError, CheckpointError) as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options that training and testing share, named as in the OpenMMLab libraries."""
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The config, and changes to it, as in the OpenMMLab libraries."""
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
-    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. train_dataloader.batch_size=4',
+    )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options that training and testing share, named as in the OpenMMLab libraries."""
+    add_config_options(parser)
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
     )
     parser.add_argument(
         '--launcher',
@@ -53,6 +66,37 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         help='job launcher (default: none)',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config file and change it as asked.
+
+    Args:
+        args: Parsed options, see :func:`add_config_options`.
+
+    Raises:
+        CommandError: If there is no such config, or it cannot be read.
+    """
+    if not Path(args.config).is_file():
+        raise CommandError(
+            f'there is no config {args.config}; the configs of this project are in configs/, '
+            f'for example configs/maskrcnn_biformer_s_coco.py'
+        )
+    register_safe_loader()
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:  # a config is Python: anything can be wrong with it
+        last_line = (str(error).strip().splitlines() or [''])[-1]
+        raise CommandError(
+            f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
+        ) from error
+    if not isinstance(cfg.get('model'), dict):
+        raise CommandError(
+            f'{args.config} has no model = dict(...); inherit from one of configs/ by _base_'
+        )
+    return cfg
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -65,23 +109,16 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``work_dir`` and ``launcher`` set.
 
     Raises:
-        CommandError: If there is no such config.
+        CommandError: If there is no such config, or the work folder cannot be written.
     """
-    if not Path(args.config).is_file():
-        raise CommandError(
-            f'there is no config {args.config}; the configs of this project are in configs/, '
-            f'for example configs/maskrcnn_biformer_s_coco.py'
-        )
+    cfg = read_config(args)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    register_safe_loader()
-    cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    check_writable(cfg.work_dir)
     return cfg
 
 
@@ -92,12 +129,93 @@ def build_runner(cfg: Config) -> Runner:
         cfg: The whole config.
 
     Raises:
-        CommandError: If the config's values do not fit.
+        CommandError: If the config's values do not fit, or the launcher needs GPUs.
     """
+    on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
+    if on_cpu:
+        distribute_on_cpu(cfg)
+    check_backbone(cfg)
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except ValueError as error:
-        raise CommandError(f'{cfg.filename} cannot be built: {error}') from error
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        raise CommandError(f'{cfg.filename} cannot be built: {_text(error)}') from error
+    if on_cpu:
+        runner.logger.warning(
+            f'No GPU: {runner.world_size} processes on CPU with the backend gloo.'
+        )
+    return runner
+
+
+def check_backbone(cfg: Config) -> None:
+    """Raise CommandError if a backbone of ours cannot be built, before MMEngine writes logs.
+
+    Args:
+        cfg: The whole config.
+    """
+    backbone = cfg.model.get('backbone')
+    if backbone is None or not str(backbone.get('type')).startswith('mmbiformer.'):
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):  # the model's own weights must not depend on this
+            MODELS.build({**backbone, 'init_cfg': None})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CommandError(f'{cfg.filename}: model.backbone: {_text(error)}') from error
+    init_cfg = backbone.get('init_cfg') or {}
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        check_file(init_cfg['checkpoint'], 'model.backbone.init_cfg')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config by itself.
+
+    Args:
+        cfg: The whole config; changed in place.
+    """
+    init_default_scope(cfg.default_scope)
+    if 'data_preprocessor' in cfg:  # as the Runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(cfg.model)
+
+
+def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
+    """Height and width of an image as asked for, or as is usual for the host.
+
+    Args:
+        cfg: The whole config.
+        shape: One or two numbers of pixels, or None.
+
+    Raises:
+        CommandError: If it is anything else.
+    """
+    if shape is None:
+        return SIZES[cfg.default_scope]
+    if len(shape) > 2 or min(shape) < 1:
+        raise CommandError(f'--shape {" ".join(map(str, shape))}: give height and width in pixels')
+    return shape[0], shape[-1]
+
+
+def distribute_on_cpu(cfg: Config) -> None:
+    """Join the other processes, and make the config fit, where MMEngine would call for a GPU.
+
+    Args:
+        cfg: The whole config; changed in place.
+
+    Raises:
+        CommandError: If the processes were not started by torchrun.
+    """
+    if cfg.launcher != 'pytorch' or 'RANK' not in os.environ:
+        raise CommandError(
+            f'--launcher {cfg.launcher}: there is no GPU here; on CPU start several processes with '
+            'tools/dist_train.sh or tools/dist_test.sh'
+        )
+    drop_sync_bn_without_gpu(cfg)
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    torch.distributed.init_process_group('gloo')
 
 
 def check_file(path: str, what: str) -> None:
@@ -115,6 +233,21 @@ def check_file(path: str, what: str) -> None:
         raise CommandError(f'{what}: there is no file {path}')
 
 
+def check_writable(folder: str) -> None:
+    """Raise CommandError unless a folder can be written, or made.
+
+    Args:
+        folder: Path of the folder.
+    """
+    path = Path(folder).absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = 'may not be written' if existing.is_dir() else 'is a file'
+        raise CommandError(
+            f'{folder} cannot be written: {existing} {reason}; choose another --work-dir'
+        )
+
+
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     """Raise CommandError, saying how the folder must look, if a data set is not there.
 
@@ -122,11 +255,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         cfg: The whole config.
         splits: Which data loaders will be used, of ``'train'``, ``'val'``, ``'test'``.
     """
-    needed: list[str] = []
-    for split in splits:
-        if loader := cfg.get(f'{split}_dataloader'):
-            for dataset in _datasets(loader.dataset):
-                needed += [path for path in _paths(dataset) if path not in needed]
+    needed = data_paths(cfg, splits)
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
         return
@@ -141,6 +270,39 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         + ''.join(f'  {path}\n' for path in sorted(needed))
         + f'{advice}\nTo see everything work without any data:  make demo'
     )
+
+
+def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
+    """The annotation files and folders that the data sets of some splits read, each once."""
+    found: dict[str, None] = {}
+    for split in splits:
+        if loader := cfg.get(f'{split}_dataloader'):
+            for dataset in _datasets(loader.dataset):
+                found.update(dict.fromkeys(_paths(dataset)))
+    return [*found]
+
+
+def make_resumable(cfg: Config) -> list[str]:
+    """Write checkpoints that a killed run resumes from exactly; find the one to resume from.
+
+    Args:
+        cfg: The whole config; changed in place.
+
+    Returns:
+        list[str]: What to tell the user about damaged files.
+    """
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
+    if hook is not None and hook.type == 'CheckpointHook':
+        hook.type = 'mmbiformer.CheckpointHook'
+    if not cfg.get('resume'):
+        return []
+    if cfg.get('load_from'):
+        check_file(cfg.load_from, '--resume')
+        check_resumable(cfg.load_from, load_from_local(cfg.load_from))
+        return []
+    cfg.load_from, told = find_whole_checkpoint(cfg.work_dir)
+    return told
 
 
 def use_pretrained(cfg: Config, checkpoint: str | None) -> None:
@@ -161,9 +323,10 @@ def random_weights_message(cfg: Config) -> str | None:
     backbone = cfg.model.backbone
     if backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume'):
         return None
+    url = AUTHORS_URLS.get(backbone.type.rpartition('.')[2], AUTHORS_URLS['BiFormer'])
     return (
         'The backbone starts from random weights. Published figures of detection and segmentation '
-        f'need the ImageNet weights that the authors publish at {AUTHORS_URL}: download a file and '
+        f'need the ImageNet weights that the authors publish at {url}: download a file and '
         'give it as --pretrained FILE.'
     )
 
@@ -171,10 +334,39 @@ def random_weights_message(cfg: Config) -> str | None:
 def drop_amp_without_gpu(cfg: Config) -> None:
     """Train in float32 where MMEngine has no mixed precision, which is on CPU."""
     if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
-        print('No GPU: training in float32 instead of mixed precision.')
+        if _is_first_process():
+            print('No GPU: training in float32 instead of mixed precision.')
         cfg.optim_wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype'):
             cfg.optim_wrapper.pop(key, None)
+
+
+def drop_sync_bn_without_gpu(cfg: Config) -> None:
+    """Train with plain BatchNorm where torch has no synchronised one, which is on CPU."""
+    if torch.cuda.is_available():
+        return
+    found = cfg.pop('sync_bn', None) is not None
+    stack: list[Any] = [cfg.model]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if node.get('type') in ('SyncBN', 'MMSyncBN'):
+                node['type'], found = 'BN', True
+            stack += node.values()
+        elif isinstance(node, (list, tuple)):
+            stack += node
+    if found and _is_first_process():
+        print('No GPU: training with BatchNorm in each process instead of SyncBN.')
+
+
+def _text(error: Exception) -> str:
+    """What an error says; a KeyError would quote it."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only process, or the one of torchrun's that speaks for all."""
+    return os.environ.get('RANK', '0') == '0'
 
 
 def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:

@@ -1,0 +1,286 @@
+"""Checkpoints of a run that may be killed at any moment, and that goes on as if it had not been."""
+
+import contextlib
+import itertools
+import os
+import random
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import all_gather_object, get_rank, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import BatchSampler, DataLoader
+
+from ..registry import HOOKS
+from ..safe_load import CheckpointError, safe_load
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the message says which, why and what to do."""
+
+
+@register_backend('AtomicBackend')
+class AtomicBackend(LocalBackend):
+    """Writes local files whole or not at all: under another name first."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes; MMEngine's checkpoints go through here."""
+        path = Path(filepath)
+        partial_path = path.with_name(f'{path.name}.partial')
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial_path, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())  # before the rename: a power cut must not swap them
+            os.replace(partial_path, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial_path.unlink()
+            raise CheckpointWriteError(
+                f'{path} cannot be written ({len(obj) / 1e6:.0f} MB): {error.strerror}. Earlier '
+                'checkpoints are untouched. Make room or mend the folder, then go on from the last '
+                'one with --resume'
+            ) from error
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """MMEngine's ``CheckpointHook``, made so that a killed run resumes bit for bit.
+
+    - A checkpoint is written under another name and renamed, and only then older ones are removed:
+      at any moment there is a whole one.
+    - It holds the state of the random number generators of each rank and the seed of the sampler.
+      Validation draws from the generators but leaves them as they were.
+    - Workers of the data loader are seeded anew, by the run's seed and the iteration, where a run
+      may resume: at every epoch, or in iteration-based training after every checkpoint. There the
+      training data go on at the iteration's place in the sampler's order.
+
+    Resumed on the same number of ranks, a run equals one that was not killed as far as the device's
+    kernels are deterministic. Arguments are those of MMEngine's hook.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._states: list[dict] | None = None  # to be saved, one a rank
+        self._before_val: dict | None = None
+        self._resumed: dict | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        """Take over the writing of local files and the order of the data; restore what resumed."""
+        super().before_train(runner)
+        if type(self.file_backend) is LocalBackend:
+            self.file_backend = AtomicBackend()
+            self.backend_args = dict(backend='AtomicBackend')
+        loop = runner.train_loop
+        if self._resumed is not None:
+            self._restore(runner, self._resumed)
+        if isinstance(loop, IterBasedTrainLoop) and _can_skip(loop.dataloader):
+            loop.dataloader_iterator = _Batches(loop.dataloader, runner)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Let each epoch begin with workers of its own seeds."""
+        if not isinstance(runner.train_loop, IterBasedTrainLoop):
+            _seed_workers(runner.train_loop.dataloader, runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Remember the random state: a resumed run does not validate again."""
+        self._before_val = random_state()
+
+    def after_val(self, runner: Runner) -> None:
+        """Go on as if validation had drawn no random numbers."""
+        set_random_state(self._before_val)
+        self._before_val = None
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the random state, as plain data."""
+        if self._states is not None:
+            seed = getattr(_sampler(runner.train_loop.dataloader), 'seed', None)
+            checkpoint['random_state'] = dict(ranks=self._states, sampler_seed=seed)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the random state until training begins, if the run resumes."""
+        if runner._resume:
+            self._resumed = checkpoint.get('random_state')
+
+    def _restore(self, runner: Runner, saved: dict) -> None:
+        sampler = _sampler(runner.train_loop.dataloader)
+        if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
+            sampler.seed = saved['sampler_seed']
+        if len(saved['ranks']) == runner.world_size:
+            set_random_state(saved['ranks'][get_rank()])
+        else:
+            runner.logger.warning(
+                f'The checkpoint is of {len(saved["ranks"])} processes, this run has '
+                f'{runner.world_size}: random numbers and the order of the data will differ.'
+            )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self._states = all_gather_object(self._before_val or random_state())
+        limit = self.max_keep_ckpts
+        if limit > 0:  # MMEngine removes the oldest before it writes: let it keep one more
+            self.max_keep_ckpts = limit + 1
+            self.keep_ckpt_ids = deque(self.keep_ckpt_ids, limit + 1)
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts = limit
+            self._states = None
+        if limit > 0:
+            *surplus, self.keep_ckpt_ids = _split(self.keep_ckpt_ids, limit)
+            for old in surplus if is_main_process() else []:
+                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if isinstance(batches, _Batches):
+            batches.begin(meta['iter'])
+
+
+def find_whole_checkpoint(folder: str) -> tuple[str | None, list[str]]:
+    """The checkpoint to resume from: the last one, or if that is damaged the one before it.
+
+    Args:
+        folder: The work folder of a run.
+
+    Returns:
+        tuple[str | None, list[str]]: Its path, None if there is none yet; and what to tell the user
+        about files that were passed over.
+
+    Raises:
+        CheckpointError: If there are checkpoints, but none that is whole.
+    """
+    work_dir = Path(folder)
+    found: list[Path] = []
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # may itself be missing or damaged
+        last = (work_dir / 'last_checkpoint').read_text().strip()
+        found = [Path(last), work_dir / Path(last).name] if last else []
+    found += sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+    damaged: dict[str, str] = {}
+    for path in dict.fromkeys(path.resolve() for path in found if path.is_file()):
+        try:
+            checkpoint = safe_load(path)
+        except (CheckpointError, OSError) as error:
+            damaged[str(path)] = str(error)
+            continue
+        if not _missing(checkpoint):  # the best one holds no optimizer
+            return str(path), [f'{reason}; resuming from {path}.' for reason in damaged.values()]
+    if damaged:
+        raise CheckpointError(
+            f'no checkpoint in {folder} can be resumed from:\n'
+            + ''.join(f'  {reason}\n' for reason in damaged.values())
+            + 'Remove them to start from the beginning, or name another with --resume FILE.'
+        )
+    return None, []
+
+
+def check_resumable(path: str | Path, checkpoint: Any) -> None:
+    """Raise CheckpointError unless a loaded file holds the state of a training run.
+
+    Args:
+        path: Where it was loaded from.
+        checkpoint: What it holds.
+    """
+    if missing := _missing(checkpoint):
+        raise CheckpointError(
+            f'{path} holds no training run to resume: it lacks {", ".join(missing)}. To '
+            'start from its weights use --pretrained (the backbone) or --cfg-options load_from='
+            f'{path} (the whole model)'
+        )
+
+
+def _missing(checkpoint: Any) -> list[str]:
+    """What MMEngine needs to resume and a loaded file does not hold."""
+    needed = {'meta', 'message_hub', 'optimizer', 'state_dict'}
+    return sorted(needed - {*checkpoint} if isinstance(checkpoint, dict) else needed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of this process's random number generators, as plain data and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    state = dict(
+        python=random.getstate(), numpy=(kind, keys.tolist(), *rest), torch=torch.get_rng_state()
+    )
+    if torch.cuda.is_available():
+        state['cuda'] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set the random number generators to a state of :func:`random_state`."""
+    random.setstate(state['python'])
+    np.random.set_state(state['numpy'])
+    torch.set_rng_state(state['torch'].cpu())
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state['cuda'].cpu())
+
+
+def _split(kept: deque, limit: int) -> list:
+    """The surplus items of a list, then a deque of the last ``limit`` ones."""
+    return [*list(kept)[:-limit], deque(kept, limit)]
+
+
+def _sampler(loader: DataLoader) -> Any:
+    """The sampler of a data loader; one with a batch sampler hides it there."""
+    batch_sampler = getattr(loader, 'batch_sampler', None)
+    return getattr(batch_sampler, 'sampler', None) or loader.sampler
+
+
+def _can_skip(loader: DataLoader) -> bool:
+    """Whether the order of the data is MMEngine's InfiniteSampler's, batch by batch."""
+    return type(loader.batch_sampler) is BatchSampler and hasattr(
+        loader.sampler, '_indices_of_rank'
+    )
+
+
+def _seed_workers(loader: DataLoader, runner: Runner) -> None:
+    loader.worker_init_fn = partial(_seed_worker, seed=(runner.seed, runner.iter, runner.rank))
+    loader._iterator = None  # ends persistent workers: only new ones take a seed
+
+
+def _seed_worker(worker: int, seed: tuple[int, ...]) -> None:
+    words = np.random.SeedSequence([*seed, worker]).generate_state(3).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])
+    torch.manual_seed(words[2])
+
+
+class _Batches:
+    """The endless iterator of iteration-based training, which can begin at any iteration."""
+
+    def __init__(self, loader: DataLoader, runner: Runner) -> None:
+        self.loader, self.runner = loader, runner
+        # The originals ask one by one for what is to be skipped, OneDL's by skip_iter.
+        by_one = not hasattr(_InfiniteDataloaderIterator, 'skip_iter')
+        self.skipped = runner.iter if by_one else 0
+        self.begin(runner.iter)
+
+    def begin(self, iteration: int) -> None:
+        """Go on at an iteration, with new workers."""
+        sampler = self.loader.sampler
+        start = iteration * self.loader.batch_size
+        sampler.indices = itertools.islice(sampler._indices_of_rank(), start, None)
+        self.iterator: Iterator | None = None
+
+    def skip_iter(self, count: int) -> None:
+        """Nothing is left to do."""
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self.skipped:
+            self.skipped -= 1
+            return None
+        if self.iterator is None:
+            _seed_workers(self.loader, self.runner)
+            self.iterator = iter(self.loader)
+        return next(self.iterator)

@@ -1,0 +1,170 @@
+"""Bad input of every kind and the message it gets: what was given, what is needed, what to do.
+
+Commands end with status 2, one message on stderr, no traceback and nothing written.
+"""
+
+import runpy
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import config_text
+
+from mmbiformer.engine.command_line import run_command
+from mmbiformer.layers import BiLevelRoutingAttention, FullAttention
+from mmbiformer.models import BiFormer
+from mmbiformer.ops import route_regions, routed_attention
+
+ROOT = Path(__file__).parent.parent
+COCO = f'{ROOT}/configs/maskrcnn_biformer_s_coco.py'
+TOY = dict(depths=(1, 1), embed_dims=(32, 64), mlp_ratio=1, topks=(1, 2))
+
+
+def net(**kwargs):
+    return BiFormer(**{**dict(arch=TOY, region_grid=4), **kwargs})
+
+
+def attend(q=(1, 4, 4, 8), k=(1, 4, 4, 8), routes=(1, 4, 2), region=(2, 2), heads=2, **kwargs):
+    q, k = torch.zeros(q), torch.zeros(k)
+    routes = torch.zeros(routes, dtype=torch.int64)
+    return routed_attention(q, k, k, routes, num_heads=heads, region_size=region, **kwargs)
+
+
+CALLS = {
+    'arch': (lambda: net(arch='large'), "arch='large' is unknown; choose one of", "'small'"),
+    'arch dict': (lambda: net(arch=dict(depths=(1,))), 'needs', 'embed_dims', "got ['depths']"),
+    'widths': (lambda: net(arch=dict(TOY, embed_dims=(30, 64))), '(30, 64)', 'multiples of 32'),
+    'stages': (lambda: net(arch=dict(TOY, depths=(1,))), 'one entry a stage', '(1,)'),
+    'layout': (lambda: net(arch=dict(TOY, layout='swan')), "layout='swan' must be 'conv' or"),
+    'grid': (lambda: net(region_grid=7.5), 'region_grid=7.5 must be a positive int or a pair'),
+    'grid of zero': (lambda: net(region_grid=0), 'region_grid=0 must be a positive int'),
+    'top-k': (lambda: net(region_grid=1), 'topk=2', '1 regions', 'a finer region_grid'),
+    'padding': (lambda: net(padding='zeros'), "padding='zeros' is unknown; choose one of"),
+    'out_indices': (lambda: net(out_indices=(0, 4)), 'out_indices=(0, 4)', 'from 0 to 1'),
+    'falling': (lambda: net(out_indices=(1, 0)), 'out_indices=(1, 0) must be rising'),
+    'final_norm': (lambda: net(final_norm=True, out_indices=(0,)), 'must be (1,)', 'leave final'),
+    'drop_path': (lambda: net(drop_path_rate=1), 'drop_path_rate=1 must lie in [0, 1)'),
+    'frozen': (lambda: net(frozen_stages=3), 'frozen_stages=3', 'between -1 and the 2 stages'),
+    'no batch': (lambda: net()(torch.zeros(3, 32, 32)), '(B, 3, H, W)', 'got (3, 32, 32)'),
+    'channels': (lambda: net()(torch.zeros(1, 1, 32, 32)), '(B, 3, H, W)', 'got (1, 1, 32, 32)'),
+    'empty image': (lambda: net()(torch.zeros(1, 3, 0, 5)), '0x5 pixels', 'at least 1x1', 'resize'),
+    'small image': (
+        lambda: net(arch=dict(TOY, layout='swin'))(torch.zeros(1, 3, 9, 7)),
+        'images of 9x7 pixels are too small', 'at least 8x8', 'resize or pad',
+    ),
+    'small map': (
+        lambda: net(padding='projected')(torch.zeros(1, 3, 30, 9)),
+        'images of 30x9 pixels are too small', 'at least 25x25', 'resize or pad',
+    ),
+    'heads': (lambda: BiLevelRoutingAttention(30, 4, 1), 'dim=30 must be', 'of num_heads=4'),
+    'full heads': (lambda: FullAttention(30), 'dim=30 must be a multiple of num_heads=8'),
+    'lepe': (lambda: BiLevelRoutingAttention(32, 1, 1, lepe_kernel=4), 'lepe_kernel=4', 'odd'),
+    'lepe source': (lambda: FullAttention(32, lepe_source='q'), "lepe_source='q' must be 'input'"),
+    'grid of map': (
+        lambda: BiLevelRoutingAttention(32, 1, 1, padding='projected')(torch.zeros(1, 3, 9, 32)),
+        '3x9 map', '7x7 region grid', 'a larger input',
+    ),
+    'routes': (lambda: attend(routes=(1, 3, 2)), 'int64 (B, Rq, k) = (1, 4, k >= 1)', '(1, 3, 2)'),
+    'maps': (lambda: attend(q=(4, 4, 8)), 'must be maps (B, H, W, C)', '(4, 4, 8)'),
+    'other keys': (lambda: attend(k=(2, 4, 4, 8)), 'share batch and channels', '(2, 4, 4, 8)'),
+    'head count': (lambda: attend(heads=3), 'multiples of num_heads=3'),
+    'region': (lambda: attend(region=(0, 2)), 'region_size=(0, 2)', 'must be positive'),
+    'backend': (lambda: attend(backend='fast'), "backend='fast' is unknown; choose one of"),
+    'top-k of routes': (
+        lambda: route_regions(torch.zeros(1, 4, 4, 8), torch.zeros(1, 4, 4, 8), 5, (2, 2)),
+        'topk=5', '4 regions (2x2)', 'choose 1 <= topk <= 4',
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_calls(name):
+    function, *parts = CALLS[name]
+    with pytest.raises(ValueError) as info:
+        function()
+    for part in parts:
+        assert part in str(info.value)
+
+
+# Files in an empty folder, by name.
+TEXTS = {
+    'toy.py': config_text(),
+    'syntax.py': 'model = dict(\n',
+    'base.py': "_base_ = 'missing.py'\n",
+    'no_model.py': 'a = 1\n',
+    'arch.py': config_text() + "model['backbone']['arch'] = 'huge'\n",
+    'argument.py': config_text() + "model['backbone']['archs'] = 'tiny'\n",
+    'type.py': config_text() + "model['backbone']['type'] = 'mmbiformer.BiFormr'\n",
+    'init.py': config_text()
+    + "model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint='none.pth')\n",
+    'page.pth': '<!DOCTYPE html><html>not found</html>',
+    'empty.pth': '',
+    'pointer.pth': 'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
+    'text.pth': 'hello',
+}
+COMMANDS = {
+    'no config': ('train', ['none.py'], 'there is no config none.py', 'are in configs/'),
+    'syntax': ('train', ['syntax.py'], 'syntax.py cannot be read', 'SyntaxError'),
+    'base': ('train', ['base.py'], 'base.py cannot be read', 'missing.py'),
+    'no model': ('train', ['no_model.py'], 'no_model.py has no model', '_base_'),
+    'option': ('train', ['toy.py', '--cfg-options', 'model=3'], 'toy.py has no model'),
+    'arch': ('train', ['arch.py'], "arch.py: model.backbone: arch='huge' is unknown; choose"),
+    'argument': ('train', ['argument.py'], 'argument.py: model.backbone', "'archs'"),
+    'type': ('train', ['type.py'], 'type.py: model.backbone', 'BiFormr is not in'),
+    'init_cfg': ('train', ['init.py'], 'model.backbone.init_cfg: there is no file none.pth'),
+    'no data': ('train', [COCO], 'missing: data/coco/train2017', 'ln -s', 'make demo'),
+    'pretrained': ('train', ['toy.py', '--pretrained', 'none.pth'], 'there is no file none.pth'),
+    'scheme': ('train', ['toy.py', '--pretrained', 's3://x.pth'], 's3://x.pth', 'download it'),
+    'resume': ('train', ['toy.py', '--resume', 'none.pth'], '--resume: there is no file none.pth'),
+    'resume text': ('train', ['toy.py', '--resume', 'text.pth'], "begins with b'hello'"),
+    'work_dir': ('train', ['toy.py', '--work-dir', 'toy.py/w'], 'toy.py is a file', '--work-dir'),
+    'scale': ('train', ['toy.py', '--auto-scale-lr'], 'base_batch_size=N', 'toy.py'),
+    'no checkpoint': ('test', ['toy.py', 'none.pth'], 'there is no file none.pth'),
+    'page': ('test', ['toy.py', 'page.pth'], 'page.pth', 'HTML', 'the download probably failed'),
+    'empty': ('test', ['toy.py', 'empty.pth'], 'empty.pth', 'is empty', 'fetch it again'),
+    'pointer': ('test', ['toy.py', 'pointer.pth'], 'pointer.pth', 'git lfs pull'),
+    'truncated': ('test', ['toy.py', 'short.pth'], 'short.pth', 'truncated', 'copy it again'),
+    'pickle': ('test', ['toy.py', 'module.pth'], 'pickled object', 'state_dict'),
+    'other model': ('test', ['toy.py', 'other.pth'], 'other.pth', "['fc.weight']", 'expected'),
+    'tensors': ('test', ['toy.py', 'short.safetensors'], 'short.safetensors', 'truncated'),
+    'list': ('test', ['toy.py', 'list.pth'], 'list.pth holds no weights by name: list'),
+    'convert': ('convert_checkpoint', ['other.pth', 'x.pth'], "['fc.weight']", 'github.com'),
+    'overwrite': ('convert_checkpoint', ['other.pth', 'toy.py'], 'toy.py exists already', 'remove'),
+    'launcher': ('train', ['toy.py', '--launcher', 'slurm'], '--launcher slurm', 'dist_train.sh'),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in TEXTS.items():
+        Path(name).write_text(text)
+    torch.save({'a': torch.ones(100)}, 'short.pth')
+    Path('short.pth').write_bytes(Path('short.pth').read_bytes()[:300])
+    torch.save({'fc.weight': torch.ones(1)}, 'other.pth')
+    torch.save(torch.nn.Linear(1, 1), 'module.pth')
+    torch.save([1], 'list.pth')
+    header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+    Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
+    return tmp_path
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_commands(name, folder, monkeypatch, capsys):
+    tool, options, *parts = COMMANDS[name]
+    if name == 'launcher' and torch.cuda.is_available():
+        return
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *options])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='tool')['main']
+    with pytest.raises(SystemExit) as info:
+        run_command(main)
+    found = capsys.readouterr().err
+    assert info.value.code == 2, found
+    for part in ['error: ', *parts]:
+        assert part in found, found
+    assert 'Traceback' not in found
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    assert after == before
