@@ -23,3 +23,9 @@ optim_wrapper = dict(
     # authors' names had it.
     paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )
+# MMEngine's warm-up reaches 1 one iteration early: with 501 it is 1 at iteration 500, as it was.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
+]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))

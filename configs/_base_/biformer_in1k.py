@@ -1,4 +1,5 @@
-# ImageNet-1K classification, 224x224, 300 epochs, total batch 1024. The arch files say which model.
+# ImageNet-1K classification as DeiT trains: 224x224, 300 epochs, 8 GPUs x 128 images, fp16. The
+# files of the models say which one.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
@@ -8,7 +9,7 @@ custom_imports = dict(imports=['mmbiformer.models'], allow_failed_imports=False)
 
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='mmbiformer.BiFormer', arch='small', final_norm=True),
+    backbone=dict(type='mmbiformer.BiFormer', arch='small', region_grid=7, final_norm=True),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
@@ -17,23 +18,53 @@ model = dict(
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     ),
+    # One of the two for each batch, with equal chances.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )
 
-# 8 GPUs x 128 images.
+# An epoch of repeated augmentation shows a third of the images, three times each.
 train_dataloader = dict(
     batch_size=128,
+    drop_last=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(_delete_=True, type='RepeatAugSampler', num_repeats=3, shuffle=True),
 )
 val_dataloader = dict(batch_size=128, collate_fn=dict(type='default_collate'))
 test_dataloader = val_dataloader
 
-# No weight decay on norms and biases; 5 epochs of warm-up from 1e-6.
+tta_model = dict(type='AverageClsScoreTTA')
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [_base_.test_pipeline[1]],
+            [_base_.test_pipeline[2]],
+            [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
+            [dict(type='PackInputs')],
+        ],
+    ),
+]
+
+# No weight decay on norms and biases; no gradient clipping.
 optim_wrapper = dict(
-    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+    type='AmpOptimWrapper',
+    loss_scale='dynamic',
+    paramwise_cfg=dict(
+        _delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0
+    ),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=5),
+    dict(
+        type='mmbiformer.LaggingCosineLR',
+        T_max=300,
+        eta_min=1e-5,
+        warmup_epochs=5,
+        warmup_start=1e-6,
+    )
 ]
+auto_scale_lr = dict(enable=False)
+
+# The moving average is kept in the checkpoints; the published figures are those of the raw weights.
+custom_hooks = [dict(type='mmbiformer.SideEMAHook', momentum=4e-5, update_buffers=True)]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))
