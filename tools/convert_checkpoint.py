@@ -1,18 +1,26 @@
-"""Convert one of the authors' BiFormer checkpoints to this project's names.
+"""Convert a checkpoint: the authors' names to this project's, torch.save to safetensors or back.
 
-Configs and commands take the authors' files as they are; convert one to publish or inspect it.
+Configs and commands take any of these as they are; convert one to publish or inspect it. Only the
+weights are written. A name that ends in .safetensors asks for that format.
 
-Example:
+Examples:
     python tools/convert_checkpoint.py biformer_small_best.pth biformer_s_in1k.pth
+    python tools/convert_checkpoint.py work_dirs/mine/epoch_12.pth mine.safetensors
 """
 
 import argparse
 import os
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
-from mmbiformer.checkpoint import convert_official_state_dict
+from mmbiformer.checkpoint import (
+    check_whole_model,
+    convert_official_state_dict,
+    is_official,
+    register_safe_loader,
+)
 from mmbiformer.engine.command_line import CommandError, check_file, run_command
 from mmbiformer.safe_load import safe_load
 
@@ -20,9 +28,19 @@ from mmbiformer.safe_load import safe_load
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('src', type=Path, metavar='SRC', help="the authors' file")
+    parser.add_argument('src', type=Path, metavar='SRC', help="the authors' file, or one of ours")
     parser.add_argument('dst', type=Path, metavar='DST', help='file to write')
     return parser.parse_args()
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, under this project's names."""
+    checkpoint = safe_load(path)
+    if not isinstance(checkpoint, dict) or is_official(checkpoint):
+        return convert_official_state_dict(checkpoint)
+    check_whole_model(str(path))
+    state_dict = checkpoint.get('state_dict', checkpoint)
+    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
 
 
 def main() -> None:
@@ -31,11 +49,18 @@ def main() -> None:
     if args.dst.exists():
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
     check_file(str(args.src), 'SRC')
-    state_dict = convert_official_state_dict(safe_load(args.src))
+    register_safe_loader()
+    state_dict = load_weights(args.src)
     args.dst.parent.mkdir(parents=True, exist_ok=True)
     # Under another name first: what is interrupted leaves no half a file.
     partial = args.dst.with_name(args.dst.name + '.partial')
-    torch.save(dict(meta=dict(converted_from=args.src.name), state_dict=state_dict), partial)
+    meta = dict(converted_from=args.src.name)
+    if args.dst.suffix == '.safetensors':
+        # It refuses tensors that share memory, and such as are not contiguous.
+        tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
+        safetensors.torch.save_file(tensors, partial, metadata=dict(meta, format='pt'))
+    else:
+        torch.save(dict(meta=meta, state_dict=state_dict), partial)
     os.replace(partial, args.dst)
     print(f'wrote {len(state_dict)} tensors to {args.dst}')
 

@@ -50,6 +50,10 @@ def main() -> None:
         paint(cfg, args.show_dir)
     if args.tta:
         augment(cfg)
+        if args.show_dir is not None and cfg.default_scope == 'mmpretrain':
+            raise CommandError('--show-dir: MMPretrain cannot paint with --tta; leave one out')
+    # Nothing of training is needed; the painter of MMSegmentation 1.2 would load its images.
+    cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
     build_runner(cfg).test()
 
 
@@ -59,9 +63,9 @@ def paint(cfg: Config, folder: str) -> None:
     if hook is None:
         raise CommandError(f'--show-dir: {cfg.filename} has no visualization hook')
     if hook.type == 'VisualizationHook':  # mmpretrain
-        hook.update(enable=True, out_dir=folder)
+        hook.update(enable=True, out_dir=folder, interval=1)
     elif hook.type == 'SegVisualizationHook':
-        hook.draw = True
+        hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
     else:
         hook.update(draw=True, test_out_dir=os.path.abspath(folder))
@@ -75,6 +79,8 @@ def augment(cfg: Config) -> None:
         )
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise CommandError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
+    if 'data_preprocessor' in cfg:  # mmpretrain's stands beside the model, which would lose it
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 

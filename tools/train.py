@@ -7,19 +7,20 @@ Examples:
 
 import argparse
 
-from mmbiformer.checkpoint import check_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_common_options,
     build_runner,
     check_data,
-    check_file,
     drop_amp_without_gpu,
+    drop_sync_bn_without_gpu,
     load_config,
+    make_resumable,
     random_weights_message,
     run_command,
     use_pretrained,
 )
+from mmbiformer.engine.faults import faults_explained
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,16 +66,17 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-        if cfg.load_from:
-            check_file(cfg.load_from, '--resume')
-            check_whole_model(cfg.load_from)
+    messages = make_resumable(cfg)
     check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
     use_pretrained(cfg, args.pretrained)
     drop_amp_without_gpu(cfg)
+    drop_sync_bn_without_gpu(cfg)
     runner = build_runner(cfg)
-    if message := random_weights_message(cfg):
-        runner.logger.warning(message)
-    runner.train()
+    for message in [*messages, random_weights_message(cfg)]:
+        if message:
+            runner.logger.warning(message)
+    with faults_explained(cfg):
+        runner.train()
 
 
 if __name__ == '__main__':

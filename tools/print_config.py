@@ -1,0 +1,20 @@
+"""Print a config with everything it inherits.
+
+Example:
+    python tools/print_config.py configs/biformer_s_in1k.py --cfg-options model.head.num_classes=7
+"""
+
+import argparse
+
+from mmbiformer.engine.command_line import add_config_options, read_config, run_command
+
+
+def main() -> None:
+    """Read and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_config_options(parser)
+    print(read_config(parser.parse_args()).pretty_text)
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,77 @@
+"""Make a checkpoint fit to publish: weights only, with a hash in the name.
+
+Optimizer, schedule, averaged weights and logs are left out. Kept are the weights and, of the rest,
+what tells how to use them: config, classes, and how long they were trained. The file is read as
+tensors and plain data only.
+
+Example:
+    python tools/publish_model.py work_dirs/…/epoch_12.pth maskrcnn_biformer_s_coco.pth
+"""
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from mmbiformer.checkpoint import check_whole_model
+from mmbiformer.engine.command_line import CommandError, check_file, run_command
+from mmbiformer.safe_load import safe_load
+
+KEPT = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('src', type=Path, metavar='SRC', help='checkpoint of a training')
+    parser.add_argument(
+        'dst', type=Path, metavar='DST', help='file to write; NAME.pth becomes NAME-HASH.pth'
+    )
+    parser.add_argument(
+        '--ema', action='store_true', help='publish the averaged weights instead of the raw ones'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, strip, write, name."""
+    args = parse_args()
+    check_file(str(args.src), 'SRC')
+    check_whole_model(str(args.src))
+    checkpoint = safe_load(args.src)
+    if 'state_dict' not in checkpoint:
+        raise CommandError(
+            f"{args.src} was not written by this project; for one of the authors' files use "
+            'tools/convert_checkpoint.py'
+        )
+    state_dict = checkpoint['state_dict']
+    if args.ema:
+        state_dict = averaged(checkpoint, args.src)
+    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key in KEPT}
+    args.dst.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: what is interrupted leaves no half a file.
+    partial = args.dst.with_name(args.dst.name + '.partial')
+    torch.save(dict(meta=meta, state_dict=state_dict), partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:8]
+    path = args.dst.with_name(f'{args.dst.stem}-{digest}.pth')
+    os.replace(partial, path)
+    before, after = (file.stat().st_size / 2**20 for file in (args.src, path))
+    print(f'wrote {path}: {len(state_dict)} tensors, {after:.1f} MiB of {before:.1f}')
+
+
+def averaged(checkpoint: dict, path: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint under the names of the model."""
+    if 'ema_state_dict' not in checkpoint:
+        raise CommandError(f'--ema: {path} has no averaged weights; it was trained without EMA')
+    averages = checkpoint['ema_state_dict']
+    return {
+        key.removeprefix('module.'): value
+        for key, value in averages.items()
+        if key.startswith('module.')
+    }
+
+
+if __name__ == '__main__':
+    run_command(main)
