@@ -1,4 +1,4 @@
-"""Tests of the synthetic shapes data set: the scenes, the COCO files and the folder rules."""
+"""Tests of the synthetic shapes data set: the scenes, the three formats and the folder rules."""
 
 import importlib.util
 import json
@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from mmbiformer.datasets import CLASSES, Scene, ShapesSpec, make_shapes, render_scene
-from mmbiformer.datasets import shapes as shapes_module
-from mmbiformer.datasets.shapes import (
-    SPLITS,
-    coco_segmentation,
-    format_summary,
-    preview,
-    scene_rng,
-    scenes,
-    summarise,
+from mmbiformer.datasets import (
+    CLASSES,
+    FORMATS,
+    SEGMENTATION_CLASSES,
+    Scene,
+    ShapesSpec,
+    make_shapes,
+    render_scene,
+    shapes_formats,
 )
+from mmbiformer.datasets import shapes as shapes_module
+from mmbiformer.datasets.shapes import SPLITS, preview, scene_rng, scenes, single_scenes
+from mmbiformer.datasets.shapes_folder import format_summary, summarise
+from mmbiformer.datasets.shapes_formats import coco_segmentation
+from mmbiformer.engine.command_line import run_command
 
 SPEC = ShapesSpec()
 TRAIN, VAL, SEED = 24, 8, 3
@@ -168,6 +172,7 @@ def test_shapes_stand_out():
         {'shape_size': (8, 400)},
         {'max_occlusion': 1.0},
         {'large_bias': 0.0},
+        {'spread': 1.5},
     ],
 )
 def test_wrong_spec(wrong: dict):
@@ -254,7 +259,114 @@ def test_splits_are_disjoint(data_set: Path):
     assert not train & val
 
 
+# The other formats
+
+
+def test_ade20k(data_set: Path, tmp_path: Path):
+    """A plain MMSegmentation data set reads every pixel; the pictures are those of COCO."""
+    from mmseg.datasets import BaseSegDataset
+    from mmseg.registry import TRANSFORMS
+
+    make_shapes(tmp_path, TRAIN, VAL, SEED, progress=False, format='ade20k')
+    load = TRANSFORMS.build(dict(type='LoadAnnotations', reduce_zero_label=True))
+    for split, folder, count in (('train', 'training', TRAIN), ('val', 'validation', VAL)):
+        loaded = BaseSegDataset(
+            data_root=str(tmp_path),
+            data_prefix=dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}'),
+            metainfo=dict(classes=SEGMENTATION_CLASSES),
+            reduce_zero_label=True,
+        )
+        assert len(loaded) == count
+        for index, scene in enumerate(scenes(SPEC, SEED, split, count)):
+            expected = np.zeros(scene.image.shape[:2], np.uint8)
+            for instance in scene.instances:
+                expected[instance.mask] = 1 + instance.label
+            info = loaded.get_data_info(index)
+            assert np.array_equal(load(info)['gt_seg_map'], expected)
+            same = data_set / split / Path(info['img_path']).name
+            assert Path(info['img_path']).read_bytes() == same.read_bytes()
+    row = summarise(tmp_path)['train']
+    assert row['images'] == TRAIN
+    shares = [row[f'{name} pixels (%)'] for name in SEGMENTATION_CLASSES]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert min(shares) > 0 and max(shares) == shares[0]
+
+
+def test_imagenet(tmp_path: Path):
+    """A plain MMPretrain data set reads it; every class is as frequent, and about the middle."""
+    from mmpretrain.datasets import CustomDataset
+
+    make_shapes(tmp_path, 28, 7, SEED, progress=False, format='imagenet')
+    for split, count in (('train', 28), ('val', 7)):
+        loaded = CustomDataset(data_root=str(tmp_path), data_prefix=split, with_label=True)
+        assert list(loaded.CLASSES) == sorted(CLASSES)
+        assert len(loaded) == count
+        assert np.bincount(loaded.get_gt_labels()).tolist() == [count // 7] * 7
+        spec = FORMATS['imagenet'].spec
+        wanted = enumerate(single_scenes(spec, SEED, split, count))
+        paths = {Path(info['img_path']).name: info for info in loaded}
+        for index, scene in wanted:
+            info = paths[f'{index:06d}.jpg']
+            (instance,) = scene.instances
+            assert loaded.CLASSES[info['gt_label']] == CLASSES[instance.label]
+            picture = cv2.imread(info['img_path'])[..., ::-1]
+            assert np.abs(picture.astype(float) - scene.image).mean() < 10
+            middle = np.argwhere(instance.mask).mean(axis=0) / scene.image.shape[:2]
+            assert np.abs(middle - 0.5).max() < spec.spread / 2 + 0.2
+    assert summarise(tmp_path)['val'] == {'images': 7, **dict.fromkeys(CLASSES, 1)}
+
+
+def test_single_scenes_have_their_shape():
+    """Whatever is in the way, every image shows one shape, and its class takes turns."""
+    spec = replace(FORMATS['imagenet'].spec, size=(64, 64), shape_size=(40, 60), spread=0.0)
+    spec = replace(spec, distractors=(4, 8))
+    labels = [[one.label for one in s.instances] for s in single_scenes(spec, 0, 'val', 21)]
+    assert labels == [[k] for k in range(7)] * 3
+
+
+def test_classes_need_single_shapes(tmp_path: Path):
+    """Several shapes have no one class; what is there stays."""
+    make_shapes(tmp_path / 'set', 2, 1, progress=False, format='imagenet')
+    before = _contents(tmp_path / 'set')
+    with pytest.raises(ValueError, match='objects must be 1 1'):
+        make_shapes(tmp_path / 'set', 2, 1, 0, SPEC, True, progress=False, format='imagenet')
+    assert _contents(tmp_path / 'set') == before
+    with pytest.raises(ValueError, match="format='voc' is unknown"):
+        make_shapes(tmp_path / 'other', 2, 1, progress=False, format='voc')
+    assert not (tmp_path / 'other').exists()
+
+
 # Folder rules
+
+
+def test_formats_replace_one_another(tmp_path: Path):
+    """Only on request, and then nothing of the other is left."""
+    listed = {}
+    for name in FORMATS:
+        make_shapes(tmp_path / name, 3, 2, progress=False, format=name)
+        listed[name] = sorted(_contents(tmp_path / name))
+    one = tmp_path / 'coco'
+    with pytest.raises(FileExistsError, match='overwrite'):
+        make_shapes(one, 3, 2, progress=False, format='ade20k')
+    for name in ('ade20k', 'imagenet', 'coco'):
+        assert make_shapes(one, 3, 2, 0, None, True, False, name)
+        assert sorted(_contents(one)) == listed[name]
+
+
+@pytest.mark.parametrize(
+    ('name', 'lost'),
+    [
+        ('ade20k', 'annotations/training/000001.png'),
+        ('ade20k', 'images/validation/000000.jpg'),
+        ('imagenet', 'train/rectangle/000001.jpg'),
+    ],
+)
+def test_damaged_set_of_other_format_is_redone(tmp_path: Path, name: str, lost: str):
+    make_shapes(tmp_path, 3, 2, progress=False, format=name)
+    assert not make_shapes(tmp_path, 3, 2, progress=False, format=name)
+    (tmp_path / lost).unlink()
+    assert make_shapes(tmp_path, 3, 2, progress=False, format=name)
+    assert (tmp_path / lost).exists()
 
 
 def test_complete_set_is_kept(data_set: Path):
@@ -286,7 +398,7 @@ def test_foreign_folder_is_refused(tmp_path: Path, overwrite: bool):
 
 def test_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A set whose making broke off is not taken for complete, and is made anew."""
-    write = shapes_module._write_image
+    write = shapes_formats.write_image
 
     def break_off(path: Path, *rest) -> None:
         if path.name == '000002.jpg':
@@ -294,7 +406,7 @@ def test_interrupted_run_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shapes_module, '_write_image', break_off)
+        patch.setattr(shapes_formats, 'write_image', break_off)
         with pytest.raises(KeyboardInterrupt):
             make_shapes(tmp_path, 4, 2, progress=False)
     assert not (tmp_path / 'meta.json').exists()
@@ -349,8 +461,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     tool.main()
     assert 'nothing to do' in capsys.readouterr().out
     monkeypatch.setattr('sys.argv', ['make_shapes.py', '--out', str(out), '--train', '4'])
-    with pytest.raises(SystemExit, match='other parameters'):
-        tool.main()
+    with pytest.raises(SystemExit) as stopped:
+        run_command(tool.main)
+    assert stopped.value.code == 2
+    assert 'other parameters' in capsys.readouterr().err
 
 
 def test_speed():

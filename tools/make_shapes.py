@@ -1,36 +1,47 @@
-"""Make the synthetic shapes data set in COCO instances format.
+"""Make the synthetic shapes data set: for detection, segmentation or classification.
 
-Example:
-    python tools/make_shapes.py --out data/shapes --train 400 --val 100 --seed 0
+Examples:
+    python tools/make_shapes.py --out data/shapes
+    python tools/make_shapes.py --format ade20k --out data/shapes_ade20k --train 200 --seed 1
+    python tools/make_shapes.py --format imagenet --out data/shapes_imagenet --size 96 96
 """
 
 import argparse
-import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
-from mmbiformer.datasets.shapes import (
-    ShapesSpec,
-    format_summary,
-    make_shapes,
-    summarise,
-    write_preview,
-)
+from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
+from mmbiformer.datasets.shapes import preview
+from mmbiformer.datasets.shapes_folder import format_summary, summarise
+from mmbiformer.datasets.shapes_formats import write_image
+from mmbiformer.engine.command_line import CommandError, run_command
+
+PREVIEW_SCENES = 12
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
     """One option for every field of the spec, pairs taking two values."""
+    group = parser.add_argument_group('images')
     for item in fields(ShapesSpec):
         pair = isinstance(item.default, tuple)
-        parser.add_argument(
+        defaults = {}
+        for name, layout in FORMATS.items():
+            value = getattr(layout.spec, item.name)
+            text = ' '.join(map(str, value)) if pair else str(value)
+            defaults.setdefault(text, []).append(name)
+        default = '; '.join(
+            text if len(defaults) == 1 else f'{text} for {", ".join(names)}'
+            for text, names in defaults.items()
+        )
+        group.add_argument(
             f'--{item.name.replace("_", "-")}',
             type=type(item.default[0]) if pair else type(item.default),
             nargs=2 if pair else None,
-            default=item.default,
             metavar=(('WIDTH', 'HEIGHT') if item.name == 'size' else ('LOW', 'HIGH'))
             if pair
             else 'X',
-            help=f'{item.metadata["help"]} (default: %(default)s)',
+            help=f'{item.metadata["help"]} (default: {default})',
         )
 
 
@@ -38,6 +49,13 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', required=True, help='folder of the data set')
+    parser.add_argument(
+        '--format',
+        choices=list(FORMATS),
+        default='coco',
+        help='COCO instances, ADE20K-style semantic masks, ImageNet-style class folders '
+        '(default: coco)',
+    )
     parser.add_argument('--train', type=int, default=400, help='training images (default: 400)')
     parser.add_argument('--val', type=int, default=100, help='validation images (default: 100)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all images (default: 0)')
@@ -52,21 +70,26 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Make the set, or say that it is there already, and describe it."""
     args = parse_args()
+    layout = FORMATS[args.format]
+    given = {item.name: getattr(args, item.name) for item in fields(ShapesSpec)}
     try:
-        spec = ShapesSpec(**{item.name: getattr(args, item.name) for item in fields(ShapesSpec)})
+        spec = replace(layout.spec, **{key: x for key, x in given.items() if x is not None})
         start = time.perf_counter()
-        made = make_shapes(args.out, args.train, args.val, args.seed, spec, args.overwrite)
+        made = make_shapes(
+            args.out, args.train, args.val, args.seed, spec, args.overwrite, format=args.format
+        )
     except (ValueError, FileExistsError) as error:
-        sys.exit(f'error: {error}')
+        raise CommandError(error) from error
     if made:
         print(f'made {args.out} in {time.perf_counter() - start:.1f} s')
     else:
         print(f'{args.out} is complete already, nothing to do')
     if args.preview:
-        write_preview(args.preview, spec, args.seed)
+        scenes = layout.scenes(spec, args.seed, 'train', PREVIEW_SCENES)
+        write_image(Path(args.preview), preview(list(scenes)))
         print(f'drew {args.preview}')
     print(format_summary(summarise(args.out)))
 
 
 if __name__ == '__main__':
-    main()
+    run_command(main)

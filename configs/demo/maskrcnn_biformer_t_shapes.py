@@ -1,10 +1,7 @@
 # The demo: Mask R-CNN with BiFormer-T on synthetic shapes, 2 CPU cores, random weights.
-_base_ = '../maskrcnn_biformer_t_coco.py'
+_base_ = ['../maskrcnn_biformer_t_coco.py', '_base_/shapes_coco.py']
 
-data_root = 'data/shapes/'
-metainfo = dict(classes=('disc', 'rectangle', 'triangle', 'star', 'ring', 'cross', 'crescent'))
-num_classes = len(metainfo['classes'])
-size = (192, 160)
+num_classes = len(_base_.shapes_metainfo['classes'])
 
 # The backbone is BiFormer-T as it is; neck and heads are trimmed to what 2 CPU cores train quickly.
 # A 7x7 grid on maps of 40x48 tokens. From random weights BatchNorm has to learn its statistics,
@@ -33,55 +30,18 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=30)),
 )
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=size, keep_ratio=True),
-    dict(type='RandomFlip', prob=[0.3, 0.3], direction=['horizontal', 'vertical']),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=size, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_train.json',
-        data_prefix=dict(img='train/'),
-        filter_cfg=dict(min_size=8),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    dataset=dict(
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file='annotations/instances_val.json',
-        data_prefix=dict(img='val/'),
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = _base_.shapes_train_dataloader
+val_dataloader = _base_.shapes_val_dataloader
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+val_evaluator = _base_.shapes_val_evaluator
 test_evaluator = val_evaluator
 
-epochs = 4
+epochs = 3
 train_cfg = dict(max_epochs=epochs)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=4e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
     # The first fully connected layer has so many inputs that at the full rate its units die.
     paramwise_cfg=dict(
         custom_keys={'norm': dict(decay_mult=0.0), 'shared_fcs': dict(lr_mult=0.25)}

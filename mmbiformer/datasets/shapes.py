@@ -1,30 +1,23 @@
-"""Synthetic scenes of simple shapes with exact instance masks, and a COCO writer for them.
+"""Synthetic scenes of simple shapes with exact instance masks.
 
-The set replaces a download wherever a small but real detection task is needed: textured shapes of
+They replace a download wherever a small but real vision task is needed: textured shapes of
 several classes over textured backgrounds, rotated, hiding one another, among strokes and blobs
-that belong to no class. It needs no external files and every image follows from a seed.
+that belong to no class. They need no external files and every image follows from a seed.
 
-The module has two halves. :func:`render_scene` turns a random generator and a :class:`ShapesSpec`
-into a :class:`Scene` and knows nothing of file formats. :func:`write_coco` and :func:`make_shapes`
-turn scenes into a COCO instances data set on disk.
+:func:`render_scene` turns a random generator and a :class:`ShapesSpec` into a :class:`Scene`.
+Nothing here knows of file formats: see ``shapes_formats.py`` and ``shapes_folder.py``.
 
 Throughout, continuous coordinates put the centre of pixel ``(row i, column j)`` at
 ``(x, y) = (j + 0.5, i + 0.5)``, lengths are in pixels and colours are RGB in 0..255.
 """
 
-import json
 import math
-import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from colorsys import hsv_to_rgb
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from rich.progress import track
 
 GENERATOR = 'mmbiformer-shapes'
 VERSION = 1
@@ -66,11 +59,11 @@ class ShapesSpec:
         metadata={'help': 'smallest and largest longer side of a whole shape in pixels'},
     )
     large_bias: float = field(
-        default=3.0,
+        default=4.0,
         metadata={'help': 'size distribution: 1 is log-uniform, above 1 favours large shapes'},
     )
     max_occlusion: float = field(
-        default=0.65,
+        default=0.3,
         metadata={'help': 'largest fraction of a shape hidden by others or by the image border'},
     )
     distractors: tuple[int, int] = field(
@@ -86,6 +79,10 @@ class ShapesSpec:
     )
     texture: float = field(
         default=1.0, metadata={'help': 'strength of all textures: 0 is plain, 1 is normal'}
+    )
+    spread: float = field(
+        default=1.0,
+        metadata={'help': 'share of the image, about its middle, for the centres of shapes (0..1)'},
     )
 
     def __post_init__(self) -> None:
@@ -105,6 +102,8 @@ class ShapesSpec:
             raise ValueError('large_bias must be positive')
         if not 0 <= self.max_occlusion < 1:
             raise ValueError('max_occlusion must be in [0, 1)')
+        if not 0 <= self.spread <= 1:
+            raise ValueError('spread must be in [0, 1]')
 
 
 @dataclass(frozen=True)
@@ -474,8 +473,11 @@ class _Painter:
             size: Longer side in pixels (0 for a distractor).
         """
         width, height = self.spec.size
+        margin = 0.0 if label is None else (1 - self.spec.spread) / 2
+        low, high = margin, 1 - margin
         for _ in range(PLACEMENT_TRIES):
-            x, y = self.rng.uniform(0, width), self.rng.uniform(0, height)
+            x = self.rng.uniform(low * width, high * width)
+            y = self.rng.uniform(low * height, high * height)
             patch = _rasterise(outline, x, y, width, height)
             if self._fits(patch, label):
                 self._paint(patch, label)
@@ -576,7 +578,7 @@ def _shape_side(rng: np.random.Generator, spec: ShapesSpec) -> float:
     return float(low * (high / low) ** (rng.random() ** (1 / spec.large_bias)))
 
 
-def render_scene(rng: np.random.Generator, spec: ShapesSpec) -> Scene:
+def render_scene(rng: np.random.Generator, spec: ShapesSpec, label: int | None = None) -> Scene:
     """Draw one random scene.
 
     No shape shows less than the spec allows: one that would, or that would hide too much of
@@ -585,6 +587,7 @@ def render_scene(rng: np.random.Generator, spec: ShapesSpec) -> Scene:
     Args:
         rng: Source of all randomness.
         spec: What the scene looks like.
+        label: Class of all its shapes. Defaults to None, each shape has one of its own.
 
     Returns:
         The scene, of ``spec.size``.
@@ -595,8 +598,9 @@ def render_scene(rng: np.random.Generator, spec: ShapesSpec) -> Scene:
     # Shuffled, so that distractors lie behind as well as in front of shapes.
     for is_shape in rng.permutation([True] * shapes + [False] * distractors):
         if is_shape:
-            label, side = int(rng.integers(len(CLASSES))), _shape_side(rng, spec)
-            painter.add(shape_outline(rng, label, side), label, side)
+            own, side = int(rng.integers(len(CLASSES))), _shape_side(rng, spec)
+            own = own if label is None else label
+            painter.add(shape_outline(rng, own, side), own, side)
         else:
             painter.add(distractor_outline(rng), None, 0.0)
     return painter.finish()
@@ -623,298 +627,36 @@ def scenes(spec: ShapesSpec, seed: int, split: str, count: int) -> Iterator[Scen
         yield render_scene(scene_rng(seed, split, index), spec)
 
 
-# COCO ----------------------------------------------------------------------------------------
-
-MIN_POLYGON_IOU = 0.9
-"""A polygon that gives back the mask less well than this is replaced by run lengths."""
-
-POLYGON_TOLERANCE = 0.5
-"""How far in pixels a polygon may leave the mask's outline to have fewer points."""
-
-
-def _outline_polygon(mask: np.ndarray) -> list[float] | None:
-    """Outline of a mask as ``[x0, y0, x1, y1, ...]``, ``None`` if it is not a single loop."""
-    x, y, width, height = _box(mask)
-    crop = mask[y : y + height, x : x + width].astype(np.uint8)
-    # Enlarged, because OpenCV's contours run through pixel centres, which would lose a margin of
-    # half a pixel all around.
-    zoom = 4
-    large = cv2.resize(crop, (width * zoom, height * zoom), interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if len(contours) != 1:
-        return None
-    contour = cv2.approxPolyDP(contours[0], POLYGON_TOLERANCE * zoom, True)
-    if len(contour) < 3:
-        return None
-    points = (contour.reshape(-1, 2) + 0.5) / zoom + np.array([x, y])
-    return [round(value, 2) for value in points.ravel().tolist()]
-
-
-def coco_segmentation(mask: np.ndarray) -> list[list[float]] | dict:
-    """COCO ``segmentation`` of a mask.
+def single_scenes(spec: ShapesSpec, seed: int, split: str, count: int) -> Iterator[Scene]:
+    """The first ``count`` scenes of one shape each; the classes take turns.
 
     Args:
-        mask: Visible pixels, bool, ``(H, W)``.
+        spec: What the scenes look like; ``objects`` must be (1, 1).
+        seed: Seed of the data set, >= 0.
+        split: One of :data:`SPLITS`.
+        count: Number of scenes.
 
-    Returns:
-        One polygon where that is faithful; for masks with holes, of several parts or too small
-        for a polygon, compressed run lengths, which are exact.
+    Raises:
+        ValueError: If ``spec`` asks for other than one object.
     """
-    # Imported here: drawing scenes must not need the COCO tools.
-    from pycocotools import mask as coco_mask
-
-    exact = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    polygon = _outline_polygon(mask)
-    if polygon is not None:
-        drawn = coco_mask.frPyObjects([polygon], *mask.shape)
-        if coco_mask.iou(drawn, [exact], [0])[0, 0] >= MIN_POLYGON_IOU:
-            return [polygon]
-    return {'size': list(mask.shape), 'counts': exact['counts'].decode('ascii')}
+    if spec.objects != (1, 1):
+        raise ValueError(f'objects must be 1 1: an image has one class, not {spec.objects} shapes')
+    for index in range(count):
+        rng = scene_rng(seed, split, index)
+        scene = render_scene(rng, spec, index % len(CLASSES))
+        while not scene.instances:  # a distractor was in the way
+            scene = render_scene(rng, spec, index % len(CLASSES))
+        yield scene
 
 
-def _box(mask: np.ndarray) -> list[int]:
+def tight_box(mask: np.ndarray) -> list[int]:
     """Tight box ``[x, y, width, height]`` of a mask in pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
 
 
-def coco_annotation(instance: Instance, image_id: int, annotation_id: int) -> dict:
-    """COCO annotation of an instance.
-
-    Besides the standard keys it has the instance's ``size`` and ``occlusion``, which readers of
-    COCO files ignore.
-    """
-    return {
-        'id': annotation_id,
-        'image_id': image_id,
-        'category_id': instance.label + 1,
-        'bbox': _box(instance.mask),
-        'area': int(instance.mask.sum()),
-        'iscrowd': 0,
-        'segmentation': coco_segmentation(instance.mask),
-        'size': round(instance.size, 2),
-        'occlusion': round(instance.occlusion, 4),
-    }
-
-
-def write_coco(split_scenes: Iterable[Scene], out: Path, split: str) -> None:
-    """Write scenes as one split of a COCO instances data set.
-
-    Images go to ``OUT/SPLIT/000000.jpg`` and on, annotations to
-    ``OUT/annotations/instances_SPLIT.json``.
-
-    Args:
-        split_scenes: Scenes of the split; taken one at a time, so an iterator will do.
-        out: Folder of the data set.
-        split: Name of the split.
-    """
-    images, annotations = [], []
-    (out / split).mkdir(parents=True, exist_ok=True)
-    (out / 'annotations').mkdir(exist_ok=True)
-    for image_id, scene in enumerate(split_scenes):
-        name = f'{image_id:06d}.jpg'
-        _write_image(out / split / name, scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        height, width = scene.image.shape[:2]
-        images.append({'id': image_id, 'file_name': name, 'height': height, 'width': width})
-        for instance in scene.instances:
-            # Ids start at 1: COCOeval takes 0 for "no match".
-            annotations.append(coco_annotation(instance, image_id, len(annotations) + 1))
-    coco = {
-        'info': {'description': f'{GENERATOR} {split}', 'version': str(VERSION)},
-        'images': images,
-        'annotations': annotations,
-        'categories': [
-            {'id': label + 1, 'name': name, 'supercategory': 'shape'}
-            for label, name in enumerate(CLASSES)
-        ],
-    }
-    path = out / 'annotations' / f'instances_{split}.json'
-    path.write_text(json.dumps(coco), encoding='utf-8')
-
-
-def _write_image(path: Path, image: np.ndarray, options: Iterable[int] = ()) -> None:
-    """Write an RGB image; OpenCV itself only returns false when the disk is full."""
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), list(options)):
-        raise OSError(f'could not write {path}')
-
-
-# Data set folders ----------------------------------------------------------------------------
-
-META = 'meta.json'
-PARTIAL_META = 'meta.partial.json'
-"""Name of the meta file until the set is complete."""
-
-
-def _parameters(train: int, val: int, seed: int, spec: ShapesSpec) -> dict:
-    """All that determines a data set, as it reads back from JSON."""
-    if min(train, val, seed) < 0:
-        raise ValueError('train, val and seed must not be negative')
-    counts = {'train': train, 'val': val}
-    meta = {'generator': GENERATOR, 'version': VERSION, 'seed': seed, **counts}
-    return json.loads(json.dumps(meta | {'spec': asdict(spec)}))
-
-
-def _own_meta(path: Path) -> dict | None:
-    """Content of a meta file of this generator, ``None`` for anything else."""
-    try:
-        meta = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    return meta if isinstance(meta, dict) and meta.get('generator') == GENERATOR else None
-
-
-def _has_all_files(out: Path, meta: dict) -> bool:
-    """Whether the files that a complete set's meta file speaks of are still there."""
-    return all(
-        (out / 'annotations' / f'instances_{split}.json').is_file()
-        and len(list((out / split).glob('*.jpg'))) == meta.get(split)
-        for split in SPLITS
-    )
-
-
-def _needs_making(out: Path, wanted: dict, overwrite: bool) -> bool:
-    """Whether the set must be made; raises where a folder must not be touched.
-
-    Args:
-        out: Folder of the data set.
-        wanted: Parameters of the set.
-        overwrite: Whether a complete set of other parameters may be replaced.
-
-    Raises:
-        FileExistsError: The folder is not this generator's, or holds a complete set of other
-            parameters and ``overwrite`` is false.
-    """
-    if not out.exists():
-        return True
-    if not out.is_dir():
-        raise FileExistsError(f'{out} is not a folder')
-    meta = _own_meta(out / META)
-    if meta is not None and _has_all_files(out, meta):
-        if meta == wanted:
-            return False
-        if not overwrite:
-            raise FileExistsError(
-                f'{out} holds a shapes data set made with other parameters or another version; '
-                'choose another folder, or overwrite it (--overwrite)'
-            )
-    elif meta is None and _own_meta(out / PARTIAL_META) is None and any(out.iterdir()):
-        raise FileExistsError(
-            f'{out} is not empty and was not made by this generator: left as it is, '
-            'choose another folder'
-        )
-    return True
-
-
-def _clear(out: Path) -> None:
-    """Remove what this generator made in a folder of its own, and nothing else."""
-    for name in (*SPLITS, 'annotations'):
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-
-
-def make_shapes(
-    out: str | os.PathLike,
-    train: int = 400,
-    val: int = 100,
-    seed: int = 0,
-    spec: ShapesSpec | None = None,
-    overwrite: bool = False,
-    progress: bool = True,
-) -> bool:
-    """Make a COCO instances data set of shapes, unless it is there already.
-
-    A set that was left incomplete is made anew.
-
-    Args:
-        out: Folder of the data set.
-        train: Number of training images.
-        val: Number of validation images.
-        seed: Seed of all images, >= 0.
-        spec: What the images look like; the defaults if not given.
-        overwrite: Replace a complete set made with other parameters.
-        progress: Show a progress bar.
-
-    Returns:
-        Whether the set was made; false if the very same set was there already.
-
-    Raises:
-        ValueError: A number of images or the seed is negative.
-        FileExistsError: The folder was not made by this generator, or holds a set made with other
-            parameters and ``overwrite`` is false.
-    """
-    out, spec = Path(out), spec or ShapesSpec()
-    wanted = _parameters(train, val, seed, spec)
-    if not _needs_making(out, wanted, overwrite):
-        return False
-    out.mkdir(parents=True, exist_ok=True)
-    # There is one meta file at any time, and it is the final one only while the set is complete:
-    # that is how an interrupted run is recognised.
-    if (out / META).exists():
-        os.replace(out / META, out / PARTIAL_META)
-    (out / PARTIAL_META).write_text(json.dumps(wanted, indent=2) + '\n', encoding='utf-8')
-    _clear(out)
-    for split, count in (('train', train), ('val', val)):
-        made = scenes(spec, seed, split, count)
-        bar = track(made, f'{split} images', total=count, disable=not progress)
-        write_coco(bar, out, split)
-    os.replace(out / PARTIAL_META, out / META)
-    return True
-
-
-# Summary and preview -------------------------------------------------------------------------
-
-SIZE_BINS = (16, 32)
-"""Edges in pixels between the small, medium and large shapes of the summary."""
-
-
-def summarise(out: str | os.PathLike) -> dict[str, dict[str, float]]:
-    """Numbers that describe a data set.
-
-    Args:
-        out: Folder of a complete data set.
-
-    Returns:
-        For each split a table row: numbers by name.
-    """
-    return {split: _summarise_split(Path(out), split) for split in SPLITS}
-
-
-def _summarise_split(out: Path, split: str) -> dict[str, float]:
-    path = out / 'annotations' / f'instances_{split}.json'
-    coco = json.loads(path.read_text(encoding='utf-8'))
-    annotations = coco['annotations']
-    labels = Counter(annotation['category_id'] for annotation in annotations)
-    sizes = np.array([annotation['size'] for annotation in annotations])
-    occlusions = np.array([annotation['occlusion'] for annotation in annotations])
-    bins = np.bincount(np.digitize(sizes, SIZE_BINS), minlength=3)
-    images = max(len(coco['images']), 1)
-    runs = sum(isinstance(annotation['segmentation'], dict) for annotation in annotations)
-
-    def percent(part: float) -> float:
-        return round(100 * float(part) / max(len(annotations), 1), 1)
-
-    return {
-        'images': len(coco['images']),
-        'instances': len(annotations),
-        'instances per image': round(len(annotations) / images, 1),
-        **{category['name']: labels[category['id']] for category in coco['categories']},
-        f'under {SIZE_BINS[0]} px (%)': percent(bins[0]),
-        f'{SIZE_BINS[0]} to {SIZE_BINS[1]} px (%)': percent(bins[1]),
-        f'over {SIZE_BINS[1]} px (%)': percent(bins[2]),
-        'over 5 % hidden (%)': percent(np.count_nonzero(occlusions > 0.05)),
-        'mean hidden part (%)': percent(occlusions.sum()),
-        'run-length masks (%)': percent(runs),
-    }
-
-
-def format_summary(summary: dict[str, dict[str, float]]) -> str:
-    """The summary as a text table: one row per number, one column per split."""
-    splits = list(summary)
-    lines = [f'{"":26}' + ''.join(f'{split:>10}' for split in splits)]
-    for name in summary[splits[0]]:
-        lines.append(f'{name:26}' + ''.join(f'{summary[split][name]:>10}' for split in splits))
-    return '\n'.join(lines)
+# Preview ---------------------------------------------------------------------------------------
 
 
 def preview(scene_list: list[Scene], columns: int = 4, zoom: int = 2) -> np.ndarray:
@@ -942,15 +684,10 @@ def _annotated(scene: Scene, zoom: int) -> np.ndarray:
         mask = cv2.resize(instance.mask.astype(np.uint8), None, fx=zoom, fy=zoom, interpolation=0)
         contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(image, contours, -1, (255, 255, 255), 1)
-        x, y = _box(instance.mask)[:2]
+        x, y = tight_box(instance.mask)[:2]
         place = (x * zoom, max(y * zoom - 3, 10))
         for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(
                 image, CLASSES[instance.label], place, 0, 0.4, colour, thickness, cv2.LINE_AA
             )
     return image
-
-
-def write_preview(path: str | os.PathLike, spec: ShapesSpec, seed: int, count: int = 12) -> None:
-    """Write a contact sheet of the first training scenes of a data set."""
-    _write_image(Path(path), preview(list(scenes(spec, seed, 'train', count))))

@@ -1,0 +1,64 @@
+# Classification with BiFormer-T of single synthetic shapes, 2 CPU cores, random weights.
+_base_ = '../biformer_t_in1k.py'
+
+num_classes = 7
+model = dict(
+    backbone=dict(drop_path_rate=0.0),
+    head=dict(num_classes=num_classes, topk=(1,)),
+    train_cfg=None,
+)
+
+data_preprocessor = dict(num_classes=num_classes)
+dataset = dict(type='CustomDataset', data_root='data/shapes_imagenet/', with_label=True)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        _delete_=True,
+        data_prefix='train',
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='RandomFlip', prob=[0.3, 0.3], direction=['horizontal', 'vertical']),
+            dict(type='PackInputs'),
+        ],
+        **dataset,
+    ),
+)
+val_dataloader = dict(
+    batch_size=32,
+    num_workers=1,
+    dataset=dict(
+        _delete_=True,
+        data_prefix='val',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+        **dataset,
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(_delete_=True, type='Accuracy', topk=(1,))
+test_evaluator = val_evaluator
+
+epochs = 3
+train_cfg = dict(max_epochs=epochs)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        eta_min=1e-6,
+        convert_to_iter_based=True,
+    ),
+]
+custom_hooks = []
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1, save_best=None))
+randomness = dict(seed=0)

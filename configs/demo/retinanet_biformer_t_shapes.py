@@ -1,0 +1,46 @@
+# RetinaNet with BiFormer-T on synthetic shapes, 2 CPU cores, random weights.
+_base_ = ['../retinanet_biformer_t_coco.py', '_base_/shapes_coco.py']
+
+# The backbone is BiFormer-T as it is; neck and head are trimmed, anchors start at 16 pixels.
+channels = 96
+model = dict(
+    backbone=dict(region_grid=7, drop_path_rate=0.0, norm_eval=False),
+    neck=dict(out_channels=channels, num_outs=4),
+    bbox_head=dict(
+        num_classes=len(_base_.shapes_metainfo['classes']),
+        in_channels=channels,
+        feat_channels=channels,
+        stacked_convs=2,
+        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32, 64]),
+    ),
+    test_cfg=dict(nms_pre=300, max_per_img=30),
+)
+
+train_dataloader = _base_.shapes_train_dataloader
+val_dataloader = _base_.shapes_val_dataloader
+test_dataloader = val_dataloader
+val_evaluator = _base_.shapes_val_evaluator
+test_evaluator = val_evaluator
+
+epochs = 4
+train_cfg = dict(max_epochs=epochs)
+optim_wrapper = dict(
+    _delete_=True,
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end=epochs,
+        eta_min=1e-6,
+        convert_to_iter_based=True,
+    ),
+]
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(max_keep_ckpts=1))
+randomness = dict(seed=0)
