@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,8 +111,12 @@ test_cfg = test_dataloader = test_evaluator = None
 
 
 def start(*command, **environment):
-    """A command with one thread a process, its output kept."""
-    return subprocess.Popen(
+    """A command with one thread a process, its output kept.
+
+    In a file: a pipe that nobody reads, while another process is waited for, would stop it.
+    """
+    output = tempfile.TemporaryFile('w+')
+    process = subprocess.Popen(
         list(map(str, command)),
         env=dict(
             os.environ,
@@ -121,16 +126,23 @@ def start(*command, **environment):
             PORT=str(free_port()),
         )
         | environment,
-        stdout=subprocess.PIPE,
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
         cwd=ROOT,
     )
+    process.output = output
+    return process
 
 
-def finish(process):
-    out = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, out[-6000:]
+def finish(process, status=0):
+    """What a command printed; it must end by itself with this exit status."""
+    try:
+        process.wait(timeout=240)
+    finally:
+        process.kill()
+    process.output.seek(0)
+    out = process.output.read()
+    assert process.returncode == status, out[-6000:]
     return out
 
 
@@ -254,8 +266,7 @@ def test_every_parameter_is_used(config):
 )
 def test_scripts_say_how_they_are_called(tool, args):
     process = start(f'tools/{tool}', *args)
-    out = process.communicate()[0]
-    assert process.returncode == 2
+    out = finish(process, status=2)
     assert 'usage: ' in out
 
 
@@ -269,9 +280,9 @@ def test_scripts_say_how_they_are_called(tool, args):
 @pytest.mark.parametrize('tool', ['train', 'test'])
 def test_slurm_scripts(tool, gpus, expected, tmp_path):
     """What they ask srun for; there is no Slurm here."""
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\necho "$@"\n')
-    srun.chmod(0o755)
+    for name in ('srun', 'python3'):
+        (tmp_path / name).write_text('#!/bin/sh\necho "$@"\n')
+        (tmp_path / name).chmod(0o755)
     out = finish(
         start(
             f'tools/slurm_{tool}.sh',
@@ -283,7 +294,9 @@ def test_slurm_scripts(tool, gpus, expected, tmp_path):
         )
     )
     place = '--work-dir place' if tool == 'train' else 'place'
-    assert out.strip() == (
+    first, command = out.splitlines()
+    assert first == '-c import yapf.yapflib.yapf_api'
+    assert command == (
         f'--partition gpu --job-name job {expected} --cpus-per-task 5 --kill-on-bad-exit=1 '
         f'--time 2-0 python3 -u tools/{tool}.py config.py {place} --launcher slurm '
         '--cfg-options a.b=[1, 2]'
@@ -300,7 +313,6 @@ def test_slurm_needs_gpus(tmp_path):
         *('--work-dir', tmp_path / 'work'),
         CUDA_VISIBLE_DEVICES='',
     )
-    out = process.communicate()[0]
-    assert process.returncode == 2
+    out = finish(process, status=2)
     assert 'tools/dist_train.sh' in out
     assert 'Traceback' not in out

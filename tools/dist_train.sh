@@ -17,7 +17,10 @@ fi
 config=$1 gpus=$2
 shift 2
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
+python=${PYTHON:-python}
+# By one process first: several at once would read yapf's cache while it is being written.
+"$python" -c 'import yapf.yapflib.yapf_api'
+exec "$python" -m torch.distributed.run \
   --nnodes "${NNODES:-1}" --node_rank "${NODE_RANK:-0}" --nproc_per_node "$gpus" \
   --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${PORT:-29500}" \
   "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" --launcher pytorch "$@"

@@ -21,10 +21,13 @@ gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-8}
 ((gpus < per_node)) && per_node=$gpus
 
+python=${PYTHON:-python}
+# By one process first: several at once would read yapf's cache while it is being written.
+"$python" -c 'import yapf.yapflib.yapf_api'
 # SRUN_ARGS is meant to fall into words.
 # shellcheck disable=SC2086
 exec srun --partition "$partition" --job-name "$job" \
   --ntasks "$gpus" --ntasks-per-node "$per_node" --gres "gpu:$per_node" \
   --cpus-per-task "${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-  "${PYTHON:-python}" -u "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" \
+  "$python" -u "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" \
   --work-dir "$work_dir" --launcher slurm "$@"
