@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier
+from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
@@ -172,13 +172,19 @@ def adapt_backbone_state(
             del state_dict[name]
 
 
-def check_whole_model(path: str) -> None:
-    """Raise CheckpointError unless a file holds a whole model around a backbone of ours.
+def load_whole_model(path: str) -> dict[str, Any]:
+    """Load a checkpoint that must hold a whole model around a backbone of ours.
 
     MMEngine only logs what is missing, and would go on with random weights.
 
     Args:
         path: Path or URL of a checkpoint.
+
+    Returns:
+        dict[str, Any]: The checkpoint, see :func:`load_from_local`.
+
+    Raises:
+        CheckpointError: If it holds anything else.
     """
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
     state_dict = _unnest(checkpoint)
@@ -186,6 +192,7 @@ def check_whole_model(path: str) -> None:
     if not any(BLOCK_KEY.match(name[9:]) for name in names if name.startswith('backbone.')):
         expected = f'a model around a {" or ".join(AUTHORS_URLS)}'
         raise CheckpointError(f'{path}: {_not_ours(state_dict, expected)}')
+    return checkpoint
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -236,7 +243,9 @@ def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
     # The authors' URLs all end alike, so the name holds a digest of the whole.
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
     path = os.path.join(folder, f'{digest}-{os.path.basename(urlparse(url).path)}')
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
+    # Before the processes know of one another each downloads; the file appears whole or not at all.
+    ours = int(os.environ.get('LOCAL_RANK', 0)) == 0 or not is_distributed()
+    if ours and not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
         torch.hub.download_url_to_file(url, path)
     barrier()

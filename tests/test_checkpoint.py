@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmbiformer.checkpoint import (
-    check_whole_model,
+    load_whole_model,
     convert_official_state_dict,
     register_safe_loader,
 )
@@ -265,8 +265,8 @@ def test_whole_model_is_required(released, tmp_path):
     path = tmp_path / 'backbone.pth'
     torch.save(BiFormer('tiny').state_dict(), path)
     with pytest.raises(CheckpointError, match=r'backbone\.pth: this is not a model around'):
-        check_whole_model(str(path))
-    check_whole_model(str(released))
+        load_whole_model(str(path))
+    load_whole_model(str(released))
 
 
 def test_registered_for_files_and_urls():

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from mmbiformer.checkpoint import (
-    check_whole_model,
+    load_whole_model,
     convert_official_state_dict,
     is_official,
     register_safe_loader,
@@ -38,7 +38,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = safe_load(path)
     if not isinstance(checkpoint, dict) or is_official(checkpoint):
         return convert_official_state_dict(checkpoint)
-    check_whole_model(str(path))
+    load_whole_model(str(path))
     state_dict = checkpoint.get('state_dict', checkpoint)
     return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
 

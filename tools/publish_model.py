@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mmbiformer.checkpoint import check_whole_model
+from mmbiformer.checkpoint import load_whole_model
 from mmbiformer.engine.command_line import CommandError, check_file, run_command
 from mmbiformer.safe_load import safe_load
 
@@ -39,7 +39,7 @@ def main() -> None:
     """Read, strip, write, name."""
     args = parse_args()
     check_file(str(args.src), 'SRC')
-    check_whole_model(str(args.src))
+    load_whole_model(str(args.src))
     checkpoint = safe_load(args.src)
     if 'state_dict' not in checkpoint:
         raise CommandError(

@@ -10,7 +10,7 @@ import os
 
 from mmengine.config import Config, ConfigDict
 
-from mmbiformer.checkpoint import check_whole_model
+from mmbiformer.checkpoint import load_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_common_options,
@@ -39,7 +39,7 @@ def main() -> None:
     cfg = load_config(args)
     check_file(args.checkpoint, 'checkpoint')
     check_data(cfg, ('test',))
-    check_whole_model(args.checkpoint)
+    load_whole_model(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.out is not None:
         if not args.out.endswith(('.pkl', '.pickle')):

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from ..checkpoint import AUTHORS_URLS, load_from_local, register_safe_loader
+from ..checkpoint import AUTHORS_URLS, load_whole_model, register_safe_loader
 from ..safe_load import CheckpointError
 from .checkpoint_hook import check_resumable, find_whole_checkpoint
 from .fake_data import SIZES
@@ -299,7 +299,8 @@ def make_resumable(cfg: Config) -> list[str]:
         return []
     if cfg.get('load_from'):
         check_file(cfg.load_from, '--resume')
-        check_resumable(cfg.load_from, load_from_local(cfg.load_from))
+        register_safe_loader()
+        check_resumable(cfg.load_from, load_whole_model(cfg.load_from))
         return []
     cfg.load_from, told = find_whole_checkpoint(cfg.work_dir)
     return told
