@@ -3,11 +3,13 @@
 # STACK=onedl      the OneDL forks of the OpenMMLab libraries, in .venv (default)
 # STACK=openmmlab  the OpenMMLab originals, in .venv-openmmlab
 # PYTHON=...       the Python to make the environment with (3.10 to 3.12; default: python3)
-# TASK=...         what `make demo` shows (default: maskrcnn)
+# TASK=...         what `make demo` shows: maskrcnn (default), retinanet, sfpn, upernet or classification
+# MODEL=...        with which backbone: biformer_t (default) or debiformer_t
 # SEED=...         seed of the demo's scenes (default: 0)
 
 STACK ?= onedl
 TASK ?= maskrcnn
+MODEL ?= biformer_t
 SEED ?= 0
 
 VENV_onedl := .venv
@@ -33,7 +35,7 @@ env:  ## set up the environment (the other targets do it by themselves)
 	@$(SETUP_PYTHON) tools/setup_env.py $(STACK) $(if $(PYTHON),--only-this-python)
 
 demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
-	@$(PY) tools/demo.py $(TASK) --seed $(SEED)
+	@$(PY) tools/demo.py $(TASK) --model $(MODEL) --seed $(SEED)
 
 test: env  ## run the fast tests
 	@$(PY) -m pytest -m "not slow" --durations 10
@@ -51,6 +53,7 @@ format: env  ## correct style and formatting where that is possible
 
 bench: env  ## run the CPU benchmarks
 	@$(PY) -m benchmarks.cpu --out benchmarks/results/cpu.json
+	@$(PY) -m benchmarks.cpu debiformer --repeats 1 --out benchmarks/results/cpu_debiformer.json
 
 clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

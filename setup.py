@@ -71,7 +71,7 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10,<3.13',
     # mmengine is needed as well, but either distribution may bring it: see the extras.
-    install_requires=['torch>=2.4', 'numpy', 'timm'],
+    install_requires=['torch>=2.4', 'numpy', 'safetensors', 'timm'],
     extras_require={
         'onedl': [
             'onedl-mmengine>=0.10.8,<0.11',
