@@ -16,8 +16,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 
 from mmbiformer.checkpoint import (
-    load_whole_model,
     convert_official_state_dict,
+    load_whole_model,
     register_safe_loader,
 )
 from mmbiformer.models import BiFormer

@@ -115,7 +115,7 @@ def start(*command, **environment):
 
     In a file: a pipe that nobody reads, while another process is waited for, would stop it.
     """
-    output = tempfile.TemporaryFile('w+')
+    output = tempfile.TemporaryFile('w+')  # noqa: SIM115  closed with the process's object
     process = subprocess.Popen(
         list(map(str, command)),
         env=dict(

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 
 from mmbiformer.checkpoint import (
-    load_whole_model,
     convert_official_state_dict,
     is_official,
+    load_whole_model,
     register_safe_loader,
 )
 from mmbiformer.engine.command_line import CommandError, check_file, run_command
