@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 SETUP_PYTHON := $(or $(PYTHON),python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format bench clean
+.PHONY: help env demo test test-slow lint format bench lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -54,6 +54,15 @@ format: env  ## correct style and formatting where that is possible
 bench: env  ## run the CPU benchmarks
 	@$(PY) -m benchmarks.cpu --out benchmarks/results/cpu.json
 	@$(PY) -m benchmarks.cpu debiformer --repeats 1 --out benchmarks/results/cpu_debiformer.json
+
+lock:  ## renew requirements/lock-*.txt from the other requirement files
+	@$(SETUP_PYTHON) -m venv build/uv
+	@build/uv/bin/python -m pip install --quiet uv==0.13.8
+	@for stack in onedl openmmlab; do \
+	  (cd requirements && ../build/uv/bin/uv pip compile --quiet \
+	    build.txt torch.txt $$stack.txt dev.txt -c constraints.txt -b build.txt \
+	    -o lock-$$stack.txt) || exit; \
+	done
 
 clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

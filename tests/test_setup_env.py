@@ -1,6 +1,7 @@
 """Set-up of the environment (tools/setup_env.py) and packaging: no network, nothing compiled."""
 
 import ast
+import hashlib
 import importlib.util
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENTS = ROOT / 'requirements'
 PYTHON = '{}.{}'.format(*sys.version_info[:2])
 
 
@@ -25,7 +27,7 @@ def project(tmp_path):
     for name in ('tools/setup_env.py', 'setup.py', 'mmbiformer/__init__.py'):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, project / name)
-    shutil.copytree(ROOT / 'requirements', project / 'requirements')
+    shutil.copytree(REQUIREMENTS, project / 'requirements')
     return project
 
 
@@ -145,6 +147,14 @@ def test_too_little_disk(setup_env, tmp_path):
         setup_env.check_disk(needs, usage=lambda path: usage(11.9e9))
 
 
+def test_requirement_that_the_lock_lacks(project):
+    with (project / 'requirements' / 'dev.txt').open('a') as file:
+        file.write('coverage==7.0\n')
+    before = files_of(project.parent)
+    assert stops_with('lock-onedl.txt does not hold the coverage==7.0', start(project))
+    assert files_of(project.parent) == before
+
+
 # What is there already
 
 
@@ -233,6 +243,50 @@ def test_no_package_index(project, setup_env):
     assert files_of(project) == sorted([*before, project / '.venv.log'])
 
 
+def write_wheel(folder, name):
+    """Write an empty package of version 1.0; return its line of a lock file."""
+    wheel = folder / f'{name}-1.0-py3-none-any.whl'
+    parts = {
+        'METADATA': f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n',
+        'WHEEL': 'Wheel-Version: 1.0\nTag: py3-none-any\n',
+        'RECORD': '',
+    }
+    with zipfile.ZipFile(wheel, 'w') as file:
+        for part, text in parts.items():
+            file.writestr(f'{name}-1.0.dist-info/{part}', text)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return f'{name.replace("_", "-")}==1.0 --hash=sha256:{digest}\n'
+
+
+@pytest.mark.parametrize('tampered', [False, True])
+def test_files_are_checked_against_the_lock(project, setup_env, tampered):
+    index, requirements = project / 'index', project / 'requirements'
+    index.mkdir()
+    lock = write_wheel(index, 'torch') + write_wheel(index, 'opencv_python_headless')
+    (requirements / 'lock-onedl.txt').write_text(f'{lock}onedl-mmcv==1.0 --hash=sha256:0\n')
+    for name in ('build', 'torch', 'onedl', 'dev', 'constraints'):
+        pin = 'onedl-mmcv==1.0\n' if name == 'onedl' else 'torch==1.0\n'
+        (requirements / f'{name}.txt').write_text(pin)
+    if tampered:
+        with zipfile.ZipFile(index / 'torch-1.0-py3-none-any.whl', 'a') as file:
+            file.writestr('torch.py', 'import evil')
+    built = setup_env.wheel_folder('onedl', 'cpu') / 'onedl_mmcv-1.0-py3-none-any.whl'
+    built.parent.mkdir(parents=True)
+    built.touch()  # where set-up stops if nothing else stops it
+    before = files_of(project)
+    process = start(
+        project,
+        code='setup_env.VENV_GB = setup_env.TEMP_GB = setup_env.CACHE_GB = 0',
+        MMBIFORMER_CACHE=str(project / 'cache'),
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_NO_INDEX='1',
+        PIP_FIND_LINKS=str(index),
+    )
+    message = 'is not the one that requirements/lock-*.txt names' if tampered else 'step 3 ('
+    assert stops_with(message, process)
+    assert files_of(project) == sorted([*before, project / '.venv.log'])
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(project, setup_env, number):
     venv = project / '.venv'
@@ -242,7 +296,7 @@ def test_interrupted(project, setup_env, number):
     code += 'setup_env.find_compiler = setup_env.check_python_headers = lambda: None'
     process = start(project, code=code)
     assert process.stdout.readline() == 'removing .venv, which is incomplete\n'
-    assert process.stdout.readline().startswith('[1/5] ')
+    assert process.stdout.readline().startswith('[1/4] ')
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -304,15 +358,27 @@ def test_compile_jobs(setup_env, monkeypatch):
 
 
 def test_requirements_are_pinned():
-    for path in (ROOT / 'requirements').glob('*.txt'):
+    for path in set(REQUIREMENTS.glob('*.txt')) - set(REQUIREMENTS.glob('lock-*.txt')):
         lines = [line for line in path.read_text().splitlines() if not line.startswith('#')]
         if path.name == 'openmmlab.txt':
             lines = [line for line in lines if line not in ('ftfy', 'regex')]  # constraints.txt
         assert all(re.fullmatch(r'[a-z0-9-]+==[\w.]+', line) for line in lines), path
 
 
+@pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
+def test_lock(setup_env, stack):
+    """Every line is a version with SHA-256 hashes, and the same as the other files pin."""
+    setup_env.check_lock(stack)
+    text = (REQUIREMENTS / f'lock-{stack}.txt').read_text()
+    assert '://' not in text and '@' not in text  # neither an index nor a local file
+    entries = re.sub(r'^ *#.*\n', '', text, flags=re.M).replace('\\\n', '').splitlines()
+    pin = r'[a-z0-9-]+(\[[a-z, ]+\])?==[\w.]+( ; [^-]+)?'
+    assert len(entries) > 90
+    assert all(re.fullmatch(rf'{pin}( +--hash=sha256:[0-9a-f]{{64}})+', e.strip()) for e in entries)
+
+
 def test_one_version_of_ruff():
-    pin = re.search(r'^ruff==.*', (ROOT / 'requirements' / 'dev.txt').read_text(), re.M).group()
+    pin = re.search(r'^ruff==.*', (REQUIREMENTS / 'dev.txt').read_text(), re.M).group()
     hooks = (ROOT / '.pre-commit-config.yaml').read_text()
     assert set(re.findall(r'ruff==[\d.]+', hooks)) == {pin}
 

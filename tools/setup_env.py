@@ -4,8 +4,10 @@
     python3 tools/setup_env.py              # .venv: the OneDL forks
     python3 tools/setup_env.py openmmlab    # .venv-openmmlab: the OpenMMLab originals
 
-Where there is nothing to do it returns at once. mmcv's C++ operators are compiled once per machine
-(8 to 15 minutes on two cores); the wheel is kept in `~/.cache/mmbiformer` for later set-ups.
+Where there is nothing to do it returns at once. Every file that pip fetches is checked against the
+hashes in `requirements/lock-*.txt`, which `make lock` renews. mmcv's C++ operators are compiled
+once per machine (8 to 15 minutes on two cores); the wheel is kept in `~/.cache/mmbiformer` for
+later set-ups.
 
 Environment variables:
     MMBIFORMER_CACHE  where built wheels are kept, instead of `~/.cache/mmbiformer`
@@ -48,7 +50,7 @@ VENV_GB, TEMP_GB, CACHE_GB = 6, 2, 2
 # The memory that one compiler process takes at most, rounded up.
 GB_PER_JOB = 1.5
 
-STEPS = 5
+STEPS = 4
 UNFINISHED = 'unfinished'
 IMPORT_CHECK = 'import cv2, mmcv.ops, mmengine, mmdet, mmseg, mmpretrain, mmbiformer'
 
@@ -247,6 +249,32 @@ def pinned_mmcv(stack):
     return pinned(f'{stack}.txt', '(?:onedl-)?mmcv')
 
 
+def locked(stack):
+    """Return what a stack's lock file holds: {name: its lines, with versions and hashes}."""
+    text = (REQUIREMENTS / f'lock-{stack}.txt').read_text()
+    entries = {}
+    for entry in re.split(r'^(?=\w)', text, flags=re.MULTILINE)[1:]:
+        name = re.match(r'[\w.-]+', entry).group()
+        # One name may have several: another version for another Python.
+        entries[name] = entries.get(name, '') + entry
+    return entries
+
+
+def check_lock(stack):
+    """Raise if a stack's lock file contradicts the files that it was made from."""
+    entries = locked(stack)
+    for file in ('build', 'torch', stack, 'dev', 'constraints'):
+        text = (REQUIREMENTS / f'{file}.txt').read_text()
+        for name, pin in re.findall(r'^([\w.-]+)(==\S+|)', text, re.MULTILINE):
+            if file == 'constraints' and name not in entries:
+                continue  # of the other stack
+            if f'{pin} ' not in entries.get(name, ''):
+                raise SetupError(
+                    f'requirements/lock-{stack}.txt does not hold the {name}{pin} '
+                    f'of requirements/{file}.txt.\nRenew it: make lock'
+                )
+
+
 def wheel_folder(stack, ops):
     """Where the wheel for this Python, machine, torch, mmcv and kind of operators is kept."""
     python = 'cp{}{}'.format(*sys.version_info[:2])
@@ -307,6 +335,9 @@ class Runner:
         lines += [f'  | {line[:200]}' for line in output.splitlines() if line.strip()][-6:]
         if 'No space left on device' in output:
             lines.append('The disk is full: free some space and run this again.')
+        elif 'DO NOT MATCH THE HASHES' in output:
+            lines.append('A downloaded file is not the one that requirements/lock-*.txt names.')
+            lines.append('Do not trust this package index: find out why, or use another one.')
         elif re.search('No matching distribution|ConnectionError|Could not fetch URL', output):
             lines.append('The package index could not be reached, or lacks this package.')
             lines.append('Check the network and the settings of pip (pip config list).')
@@ -369,9 +400,17 @@ def summary(line):
     return None
 
 
+def only(entries, names, folder):
+    """Write a lock file of these names only; return the options that make pip install it."""
+    path = Path(tempfile.mkdtemp(dir=str(folder)), 'lock.txt')
+    path.write_text(''.join(entries[name] for name in names))
+    # The lock is complete, so there are no dependencies to resolve.
+    return ['--require-hashes', '--no-deps', '-r', path]
+
+
 def build_mmcv(runner, venv, stack, ops, folder, compiler):
     """Compile mmcv against the environment's torch; the wheel gets into the cache whole or not."""
-    name, version = pinned_mmcv(stack)
+    name, _ = pinned_mmcv(stack)
     environment = {
         'MMCV_WITH_OPS': '1',
         'MAX_JOBS': compile_jobs(),
@@ -384,12 +423,12 @@ def build_mmcv(runner, venv, stack, ops, folder, compiler):
         # mmcv compiles for CUDA whenever it sees a GPU, whatever FORCE_CUDA says.
         environment.update(FORCE_CUDA='0', CUDA_VISIBLE_DEVICES='')
     # pip's own cache does not know which torch a wheel was compiled against: keep out of it.
-    options = ['-v', '--no-build-isolation', '--no-deps', '--no-cache-dir', '--no-binary', name]
+    options = ['-v', '--no-build-isolation', '--no-cache-dir', '--no-binary', name]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.building-', dir=str(folder.parent)) as temporary:
         built = Path(temporary, 'wheel')
         command = [venv_python(venv), '-m', 'pip', 'wheel', *options, '-w', built]
-        runner.run([*command, f'{name}=={version}'], **environment)
+        runner.run([*command, *only(locked(stack), [name], temporary)], **environment)
         with zipfile.ZipFile(str(wheel_in(built))) as wheel:
             if not any(entry.startswith('mmcv/_ext.') for entry in wheel.namelist()):
                 raise SetupError(f'mmcv came out without its operators.\nFull log: {runner.log}')
@@ -404,9 +443,9 @@ def install(venv, stack, ops, folder, compiler):
     # Without build isolation: what the libraries are built with is pinned as well. Without
     # compiling to bytecode what is mostly never imported, which would take a while.
     get = [*pip, 'install', '--no-build-isolation', '--no-compile']
-    get += ['-c', REQUIREMENTS / 'constraints.txt']
-    base = ['-r', REQUIREMENTS / 'build.txt', '-r', REQUIREMENTS / 'torch.txt']
-    rest = ['-r', REQUIREMENTS / f'{stack}.txt', '-r', REQUIREMENTS / 'dev.txt']
+    entries = locked(stack)
+    mmcv, mmcv_version = pinned_mmcv(stack)
+    build = re.findall(r'^[\w.-]+', (REQUIREMENTS / 'build.txt').read_text(), re.MULTILINE)
 
     runner.step(f'making {venv.name} with Python {PYTHON_VERSION}')
     if not venv_python(venv).exists():
@@ -416,24 +455,23 @@ def install(venv, stack, ops, folder, compiler):
     temporary.mkdir(exist_ok=True)
     os.environ['TMPDIR'] = str(temporary)
 
-    runner.step('installing {} {}'.format(*pinned('torch.txt', 'torch')))
-    runner.run([*get, *base])
+    runner.step(f'installing torch, the {stack} libraries and the development tools')
+    runner.run([*get, *only(entries, build, temporary)])
+    runner.run([*get, *only(entries, [name for name in entries if name != mmcv], temporary)])
+    # The libraries bring both builds of OpenCV, which share a folder: the one that does without
+    # libGL has to be unpacked last.
+    headless = only(entries, ['opencv-python-headless'], temporary)
+    runner.run([*get, '--force-reinstall', *headless])
 
-    mmcv = '{} {} ({} operators)'.format(*pinned_mmcv(stack), ops.upper())
+    title = f'{mmcv} {mmcv_version} ({ops.upper()} operators)'
     if wheel_in(folder) is None:
-        runner.step(f'compiling {mmcv}, once per machine; two cores take 8 to 15 minutes')
+        runner.step(f'compiling {title}, once per machine; two cores take 8 to 15 minutes')
         if ops == 'cpu' and shutil.which('nvidia-smi'):
             print('      to train detectors on the GPU, set FORCE_CUDA=1', flush=True)
         build_mmcv(runner, venv, stack, ops, folder, compiler)
     else:
-        runner.step(f'installing {mmcv}, compiled before')
+        runner.step(f'installing {title}, compiled before')
     runner.run([*pip, 'install', '--no-deps', '--force-reinstall', wheel_in(folder)])
-
-    runner.step(f'installing the {stack} libraries and the development tools')
-    runner.run([*get, *base, *rest])
-    # The libraries bring both builds of OpenCV, which share a folder: the one that does without
-    # libGL has to be unpacked last.
-    runner.run([*get, '--no-deps', '--force-reinstall', 'opencv-python-headless'])
 
     runner.step('installing mmbiformer (editable) and importing everything once')
     runner.run([*pip, 'install', '--no-deps', '--no-build-isolation', '-e', '.'])
@@ -465,6 +503,7 @@ def set_up(stack, only_this_python):
         return
     choose_python(only_this_python)
     check_venv_module()
+    check_lock(stack)
     ops = wanted_ops(venv)
     folder = wheel_folder(stack, ops)
     compiler = None

@@ -4,8 +4,7 @@ Shapes and gradients are declared here; the kernels, and with them Triton, are i
 operator first runs.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Sequence  # noqa: UP035 (torch 2.5 takes no other Sequence)
 
 import torch
 from torch import Tensor
