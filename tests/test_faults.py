@@ -1,7 +1,10 @@
 """What docs/faults.md promises, by doing harm to a real training."""
 
+import json
+import math
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -10,10 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
+from mmbiformer.datasets import make_shapes
 from mmbiformer.safe_load import safe_load
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +144,32 @@ def test_killed_often(tmp_path, by_epoch, workers):
     assert check_kills(tmp_path, 6, by_epoch=by_epoch, workers=workers)
 
 
+def validations(work):
+    """Epochs or iterations after which was validated, by the logs of all runs."""
+    logs = [path.read_text() for path in sorted(work.glob('*/vis_data/scalars.json'))]
+    lines = [json.loads(line) for log in logs for line in log.splitlines()]
+    return [line['step'] for line in lines if 'toy' in line]
+
+
+@pytest.mark.parametrize(
+    ('by_epoch', 'batch', 'found'),
+    [
+        (True, 6, [1, 3, 4, 5, 6]),  # in the second of six
+        (True, 22, [1, 2, 3, 4, 5]),  # in the last
+        (False, 2, [6, 12, 18, 24]),  # at iteration 6, the last checkpoint being that of 4
+        (False, 10, [6, 12, 18, 24]),
+    ],
+)
+def test_killed_while_it_validates(tmp_path, by_epoch, batch, found):
+    """Training goes on from the last checkpoint, equal to the last bit."""
+    config = write_config(tmp_path, by_epoch=by_epoch)
+    run(config, tmp_path / 'through')
+    run(config, tmp_path / 'killed', status=-9, TOY_FAULT=f'validation:{batch}')
+    run(config, tmp_path / 'killed', '--resume')
+    assert_same_end(tmp_path / 'killed', tmp_path / 'through')
+    assert validations(tmp_path / 'killed') == found
+
+
 def test_resumes_bit_for_bit_by_iterations(tmp_path):
     """From a checkpoint in the middle, with workers and without a seed in the config."""
     config = tmp_path / 'toy.py'
@@ -219,8 +254,6 @@ def test_folder_that_cannot_be_written(trained, tmp_path):
 
 FAULTS = [
     ('killed:6', 1, ['a worker of the data loader died', 'Killed', 'num_workers', '--resume']),
-    ('corrupt:6', 1, ['cannot be read: AssertionError', 'data/broken.jpg', '--resume']),
-    ('corrupt:6', 0, ['cannot be read: AssertionError', 'data/broken.jpg', '--resume']),
     ('annotations', 0, ["annotations cannot be read: KeyError: 'bbox'"]),
 ]
 
@@ -232,6 +265,98 @@ def test_one_message(tmp_path, fault, workers, messages):
     for message in messages:
         assert message in out, out[-2000:]
     assert 'Traceback' not in out
+
+
+def jpeg(**options):
+    """A photograph's worth of bytes."""
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    params = [value for pair in options.items() for value in (getattr(cv2, pair[0]), pair[1])]
+    return cv2.imencode('.jpg', cv2.resize(pixels, (640, 480)), params)[1].tobytes()
+
+
+FILES = {
+    'no image': b'no image',
+    'cut off': jpeg()[: len(jpeg()) // 2],
+    'empty': b'',
+}
+
+
+@pytest.mark.parametrize(('kind', 'workers'), [('no image', 0), ('cut off', 1), ('empty', 1)])
+def test_file_that_is_no_whole_image(tmp_path, kind, workers):
+    """No grey rows and no leftovers of another image are trained on."""
+    config, image = write_config(tmp_path, workers=workers), tmp_path / 'broken.jpg'
+    image.write_bytes(FILES[kind])
+    environment = dict(TOY_FAULT='file:6', TOY_IMAGE=str(image))
+    out = run(config, tmp_path / 'work', '--no-validate', status=2, **environment)
+    if kind == 'empty':
+        assert 'error: an image file is empty; `find' in out and '-empty` names it' in out
+    else:
+        assert f'cannot be read: AssertionError: failed to load image: {image}' in out
+    assert '--resume' in out and 'Traceback' not in out
+
+
+@pytest.mark.parametrize('part', [0.05, 0.5, 0.95])
+@pytest.mark.parametrize('progressive', [0, 1])
+def test_jpegs_that_are_cut_off(tmp_path, part, progressive):
+    content = jpeg(IMWRITE_JPEG_PROGRESSIVE=progressive)
+    path = tmp_path / 'image.jpg'
+    path.write_bytes(content)
+    assert LoadImageFromFile()(dict(img_path=str(path)))['img'].shape == (480, 640, 3)
+    path.write_bytes(content[: int(len(content) * part)])
+    with pytest.raises(AssertionError, match=f'failed to load image: {path}'):
+        LoadImageFromFile(ignore_empty=True)(dict(img_path=str(path)))
+    skipping = LoadImageFromFile(ignore_empty=True, imdecode_backend='pillow')
+    assert skipping(dict(img_path=str(path))) is None
+
+
+@pytest.fixture(scope='module')
+def half_without_boxes(tmp_path_factory):
+    """A config for four scenes, two of them without boxes, and which ones."""
+    folder = tmp_path_factory.mktemp('boxes')
+    make_shapes(folder / 'shapes', train=4, val=1, progress=False)
+    path = folder / 'shapes/annotations/instances_train.json'
+    content = json.loads(path.read_text())
+    empty = [image['id'] for image in content['images'][:2]]
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] not in empty]
+    path.write_text(json.dumps(content))
+    config = folder / 'boxes.py'
+    config.write_text(SHAPES_CONFIG.format(root=ROOT, data=folder / 'shapes'))
+    return config, empty
+
+
+FILTER = 'train_dataloader.dataset.filter_cfg.filter_empty_gt'
+
+
+@pytest.mark.parametrize('left_out', [True, False])
+def test_images_without_boxes(half_without_boxes, tmp_path, left_out):
+    config, _ = half_without_boxes
+    out = run(
+        config,
+        tmp_path / 'work',
+        '--no-validate',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.batch_size=1',
+        f'{FILTER}={left_out}',
+    )
+    steps = re.findall(r'Epoch\(train\) +\[1\]\[(\d)/(\d)\]', out)
+    assert steps == [(str(i + 1), '2' if left_out else '4') for i in range(2 if left_out else 4)]
+    losses = {
+        name: [float(value) for value in re.findall(rf' {name}: (\S+)', out)]
+        for name in ('loss', 'loss_cls', 'loss_bbox', 'loss_mask')
+    }
+    assert all(math.isfinite(value) for values in losses.values() for value in values)
+    assert all(value > 0 for value in losses['loss_cls'])
+    for name in ('loss_bbox', 'loss_mask'):  # background has neither
+        assert [value > 0 for value in losses[name]].count(False) == (0 if left_out else 2), name
+
+
+def test_configs_leave_images_without_boxes_out():
+    configs = [*ROOT.glob('configs/*_coco.py'), *ROOT.glob('configs/demo/[mr]*.py')]
+    assert len(configs) == 14
+    for config in configs:
+        dataset = Config.fromfile(config).train_dataloader.dataset
+        assert dataset.filter_cfg.filter_empty_gt, config
 
 
 def test_nan_is_reported_by_layer(tmp_path):

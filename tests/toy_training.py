@@ -52,7 +52,10 @@ def config_text(by_epoch=True, workers=0):
 
 @DATASETS.register_module()
 class ToyDataset(BaseDataset):
-    """Eight images, each drawn anew. TOY_FAULT=kind:n does harm at the n-th image."""
+    """Eight images, each drawn anew. TOY_FAULT=kind:n does harm at the n-th image.
+
+    With kind file that image is read from TOY_IMAGE, as the hosts' pipelines read it.
+    """
 
     def __init__(self, **kwargs):
         self.count = 0
@@ -66,12 +69,15 @@ class ToyDataset(BaseDataset):
     def prepare_data(self, idx):
         self.count += 1
         kind, _, at = os.environ.get('TOY_FAULT', '').partition(':')
-        if kind in ('killed', 'rank', 'corrupt', 'nan') and self.count == int(at):
+        if kind in ('killed', 'rank', 'file', 'nan') and self.count == int(at):
             if kind == 'killed' or (kind == 'rank' and os.environ['RANK'] == '1'):
                 os.kill(os.getpid(), 9)
             if kind == 'rank':
                 return self.prepare_data(idx)
-            assert kind != 'corrupt', 'failed to load image: data/broken.jpg'
+            if kind == 'file':
+                from mmcv.transforms import LoadImageFromFile
+
+                LoadImageFromFile()(dict(img_path=os.environ['TOY_IMAGE']))
             return dict(inputs=torch.full((3, 32, 32), torch.nan), number=idx)
         noise = torch.randn(3, 32, 32) + float(np.random.rand()) + random.random()
         return dict(inputs=noise * (idx + 1), number=idx)
@@ -97,9 +103,17 @@ class ToyModel(BaseModel):
 
 @METRICS.register_module()
 class ToyMetric(BaseMetric):
-    """Draws random numbers, which training must not notice."""
+    """Draws random numbers, which training must not notice.
+
+    TOY_FAULT=validation:n kills the process at the n-th batch of all validations.
+    """
+
+    count = 0
 
     def process(self, data_batch, data_samples):
+        self.count += 1
+        if os.environ.get('TOY_FAULT') == f'validation:{self.count}':
+            os.kill(os.getpid(), 9)
         self.results.append(float(torch.rand(1)) + random.random() + float(np.random.rand()))
 
     def compute_metrics(self, results):

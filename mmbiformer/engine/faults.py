@@ -5,6 +5,7 @@ Everything else keeps its traceback, which a bug report needs.
 
 import contextlib
 import json
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -52,10 +53,17 @@ def _explain(error: Exception, cfg: Config) -> str | None:
             f'lower num_workers or batch_size of the data loader. {RESUME}'
         )
     if re.match(r'Caught \w+ in DataLoader worker process', text) or _within(files, 'fetch.py'):
+        if '!buf.empty()' in last_line:  # all that OpenCV says
+            folders = [path for path in data_paths(cfg, ('train', 'val')) if os.path.isdir(path)]
+            return (
+                f'an image file is empty; `find {" ".join(folders) or "DATA"} -type f -empty` '
+                f'names it. Mend it, or take it out of the annotation file. {RESUME}'
+            )
         name = re.match(r'Caught (\w+)|', text)[1] or type(error).__name__
         return (
-            f'an image or its annotation cannot be read: {name}: {last_line}. Mend it, or take it '
-            f'out of the annotation file. {RESUME}'
+            f'an image or its annotation cannot be read: {name}: '
+            f'{last_line.removeprefix(f"{name}: ")}. Mend it, or take it out of the annotation '
+            f'file. {RESUME}'
         )
     if _within(files, 'base_dataset.py') or isinstance(error, json.JSONDecodeError):
         files = [path for path in data_paths(cfg, ('train', 'val')) if path.endswith('.json')]
