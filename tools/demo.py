@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import mmcv
 import numpy as np
 import torch
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -54,7 +55,7 @@ def draw_instances(above: plt.Axes, below: plt.Axes, image: np.ndarray, sample: 
             if 'masks' in found:
                 outline_mask(axes, np.asarray(masks_of(instances)[i]), name, COLOURS[label])
             else:
-                box = np.asarray(instances.bboxes[i])
+                box = get_box_tensor(instances.bboxes)[i].tolist()
                 outline_box(axes, box, name, COLOURS[label])
 
 
@@ -72,7 +73,7 @@ def outline_mask(axes: plt.Axes, mask: np.ndarray, name: str, colour: np.ndarray
         write(axes, xs.mean(), ys.mean(), name, colour)
 
 
-def outline_box(axes: plt.Axes, box: np.ndarray, name: str, colour: np.ndarray) -> None:
+def outline_box(axes: plt.Axes, box: list[float], name: str, colour: np.ndarray) -> None:
     """One instance as its box, (x0, y0, x1, y1) in pixels."""
     left, top, right, bottom = box
     axes.plot(

@@ -6,7 +6,7 @@ num_classes = len(_base_.shapes_classes)
 model = dict(
     data_preprocessor=dict(size=_base_.shapes_crop),
     backbone=dict(region_grid=7, drop_path_rate=0.0),
-    decode_head=dict(channels=96, num_classes=num_classes),
+    decode_head=dict(channels=64, num_classes=num_classes),
     auxiliary_head=dict(channels=64, num_classes=num_classes),
 )
 
