@@ -89,6 +89,7 @@ setup(
             'ftfy',
             'regex',
         ],
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'dev': ['hypothesis', 'matplotlib', 'pytest', 'pytest-timeout', 'ruff', 'tensorboard'],
     },
     zip_safe=False,

@@ -233,18 +233,19 @@ def check_file(path: str, what: str) -> None:
         raise CommandError(f'{what}: there is no file {path}')
 
 
-def check_writable(folder: str) -> None:
+def check_writable(folder: str, option: str = '--work-dir') -> None:
     """Raise CommandError unless a folder can be written, or made.
 
     Args:
         folder: Path of the folder.
+        option: The option that says where to write. Defaults to ``'--work-dir'``.
     """
     path = Path(folder).absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = 'may not be written' if existing.is_dir() else 'is a file'
         raise CommandError(
-            f'{folder} cannot be written: {existing} {reason}; choose another --work-dir'
+            f'{folder} cannot be written: {existing} {reason}; choose another {option}'
         )
 
 

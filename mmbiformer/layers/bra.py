@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import check_backend, num_regions, route_regions, routed_attention
-from ..ops.regions import crop, exporting
+from ..ops.regions import ceil_div, crop, exporting
 from .conv import DepthwiseConv2d
 from .linear import Linear
 
@@ -105,7 +105,7 @@ class BiLevelRoutingAttention(nn.Module):
                 )
             region_size = height // rows, width // cols
         else:
-            region_size = -(-height // rows), -(-width // cols)
+            region_size = ceil_div(height, rows), ceil_div(width, cols)
         if self.padding == 'input':
             x = pad_to(x, rows * region_size[0], cols * region_size[1])
 

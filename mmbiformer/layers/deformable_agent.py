@@ -13,6 +13,7 @@ from ..ops import (
     route_regions,
     routed_attention,
 )
+from ..ops.regions import ceil_div, crop
 from .bra import pad_to, to_grid
 from .conv import DepthwiseConv2d
 from .linear import Linear
@@ -150,7 +151,7 @@ class DeformableAgentAttention(nn.Module):
         )
         # Cropping before the attention saves it the padded queries.
         out = agent_attention(
-            q[:, :height, :width],
+            crop(q, height, width),
             self.agent_key(agents),
             self.agent_value(agents),
             positions.flatten(1, 2).unflatten(-1, (self.num_groups, 2)).transpose(1, 2),
@@ -186,7 +187,7 @@ class DeformableAgentAttention(nn.Module):
         maps = x.to(positions.dtype).permute(0, 3, 1, 2).unflatten(1, (groups, -1))
         grid = positions.unflatten(-1, (groups, 2)).movedim(3, 1).flip(-1)  # x before y
         agents = F.grid_sample(maps.flatten(0, 1), grid.flatten(0, 1), align_corners=True)
-        agents = agents.unflatten(0, (len(x), groups)).flatten(1, 2).permute(0, 2, 3, 1)
+        agents = agents.unflatten(0, (x.shape[0], groups)).flatten(1, 2).permute(0, 2, 3, 1)
         return agents.to(x.dtype).contiguous()
 
     def _route(self, agents: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -219,4 +220,4 @@ class DeformableAgentAttention(nn.Module):
 
 def region_size(x: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a region of a map (B, H, W, C): the grid's share of it, rounded up."""
-    return tuple(-(-n // regions) for n, regions in zip(x.shape[1:3], grid, strict=True))
+    return tuple(ceil_div(n, regions) for n, regions in zip(x.shape[1:3], grid, strict=True))

@@ -21,7 +21,16 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
         tuple[int, int]: ceil(H / h) and ceil(W / w).
     """
     (height, width), (h, w) = map_size, region_size
-    return -(-height // h), -(-width // w)
+    return ceil_div(height, h), ceil_div(width, w)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up, for a and b above 0.
+
+    Not ``-(-a // b)``: ONNX divides integers towards zero, so in an exported graph that would round
+    down.
+    """
+    return (a + b - 1) // b
 
 
 def exporting() -> bool:

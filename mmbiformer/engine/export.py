@@ -1,0 +1,379 @@
+"""Models as files that run without this package: ONNX, and packages of AOTInductor.
+
+Both start from one graph made by ``torch.export``. What is exported takes normalized images, as the
+model's data preprocessor gives them, and ends in logits or in the backbone's feature maps.
+"""
+
+import argparse
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
+
+from ..checkpoint import load_whole_model
+from ..models.hierarchical import HierarchicalBackbone
+from .command_line import (
+    CommandError,
+    add_config_options,
+    build_model,
+    check_backbone,
+    check_file,
+    check_writable,
+    image_size,
+    read_config,
+)
+
+OPSET = 18
+TOLERANCE = 1e-4
+"""Largest difference of a file from PyTorch, in multiples of the largest entry of an output."""
+NEAR_TIE = 1e-5
+"""Affinities closer than this, in multiples of the largest of the image, may be ranked either way:
+they are sums of thousands of products in float32."""
+
+Runner = Callable[[Tensor], list[Tensor]]
+
+
+class Exportable(nn.Module):
+    """The part of a model that is exported, in eval mode and without gradients.
+
+    Args:
+        model: A backbone of ours, or an mmpretrain classifier around one.
+
+    Attributes:
+        backbone (HierarchicalBackbone): The backbone.
+        output_names (list[str]): ``['logits']``, or ``'map0'`` and so on by stage.
+        any_size (bool): Whether height and width are left open; else only the batch is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.any_size = isinstance(model, HierarchicalBackbone)
+        self.model = model
+        self.output_names = (
+            [f'map{i}' for i in self.backbone.out_indices] if self.any_size else ['logits']
+        )
+        self.eval().requires_grad_(False)
+
+    @property
+    def backbone(self) -> HierarchicalBackbone:
+        return self.model if self.any_size else self.model.backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, 3, H, W) to logits (B, classes), or to the maps."""
+        if self.any_size:
+            return self.model(images)
+        return (self.model(images, mode='tensor'),)
+
+
+def build_exportable(cfg: Config, backbone_only: bool, checkpoint: str | None) -> Exportable:
+    """Build what is exported of a config's model.
+
+    Args:
+        cfg: The whole config; changed in place.
+        backbone_only: Whether to export the backbone's maps instead of logits.
+        checkpoint: Path or URL of the whole model's weights; None for random ones.
+
+    Raises:
+        CommandError: If the model has more than a classifier's parts and not only the backbone is
+            wanted, if the backbone is not ours, or the checkpoint lacks weights.
+        CheckpointError: If the checkpoint is another model's.
+    """
+    backbone = cfg.model.get('backbone') or {}
+    if not str(backbone.get('type')).startswith('mmbiformer.'):
+        raise CommandError(
+            f'{cfg.filename}: the backbone is {backbone.get("type")}, not one of ours'
+        )
+    if cfg.get('default_scope') != 'mmpretrain' and not backbone_only:
+        raise CommandError(
+            f'{cfg.filename} is a {cfg.model.type}: necks, heads and what follows them are the '
+            "host's and are not exported; --backbone exports the feature maps"
+        )
+    backbone.backend = 'sdpa'  # the fused kernels are operators that no other runtime has
+    check_backbone(cfg)
+    model = MODELS.build({**backbone, 'init_cfg': None}) if backbone_only else build_model(cfg)
+    if checkpoint is not None:
+        _load(model, checkpoint, '' if backbone_only else 'backbone.')
+    return Exportable(model)
+
+
+def _load(model: nn.Module, path: str, prefix: str) -> None:
+    """Load all weights of a model; MMEngine would only log what is missing."""
+    check_file(path, 'CHECKPOINT')
+    state = load_whole_model(path)
+    state = state.get('state_dict', state)
+    state = {name.removeprefix('module.'): value for name, value in state.items()}
+    if not prefix:
+        state = {
+            name.removeprefix('backbone.'): value
+            for name, value in state.items()
+            if name.startswith('backbone.')
+        }
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError as error:  # of shapes
+        lines = str(error).splitlines()
+        raise CommandError(f'{path} does not fit the config: {lines[-1].strip()}') from error
+    if missing:
+        raise CommandError(
+            f'{path} does not fit the config: it lacks {", ".join(missing[:3])}'
+            + (f' and {len(missing) - 3} more' if len(missing) > 3 else '')
+        )
+
+
+def trace(net: Exportable, size: tuple[int, int]) -> ExportedProgram:
+    """Make the graph.
+
+    Args:
+        net: What is exported.
+        size: Height and width of all images, in pixels. Not used if ``net.any_size``.
+
+    Returns:
+        ExportedProgram: For any batch, and if ``net.any_size`` for any height and width.
+    """
+    axes = [0]
+    if net.any_size:
+        axes += [2, 3]
+        # Nothing runs at this size, but the graph keeps what is true of it: regions of several
+        # tokens in every stage, and no multiples of anything.
+        grids = [m.region_grid for m in net.modules() if hasattr(m, 'region_grid')]
+        rows, cols = map(max, zip(*grids, strict=True))
+        size = 64 * rows + 37, 64 * cols + 53
+    shapes = {'images': dict.fromkeys(axes, Dim.DYNAMIC)}
+    with torch.no_grad():
+        return torch.export.export(net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes)
+
+
+def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
+    """Write an ONNX file; its input is ``images``, its outputs are ``net.output_names``."""
+    onnx_program = torch.onnx.export(
+        program,
+        input_names=['images'],
+        output_names=net.output_names,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    proto = onnx_program.model_proto
+    # torch calls the open sizes s77 or so, and writes the outputs' sizes with these names.
+    shape = proto.graph.input[0].type.tensor_type.shape.dim
+    names = {
+        dim.dim_param: name
+        for dim, name in zip(shape, ('batch', 'channels', 'height', 'width'), strict=True)
+        if dim.dim_param
+    }
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), dim.dim_param)
+    path.write_bytes(proto.SerializeToString())
+
+
+def run_onnx(path: Path) -> Runner:
+    """Load an ONNX file into ONNX Runtime, on CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=['CPUExecutionProvider'])
+    return lambda images: [
+        torch.from_numpy(x) for x in session.run(None, {'images': images.numpy()})
+    ]
+
+
+def write_package(program: ExportedProgram, path: Path, net: Exportable) -> None:
+    """Compile a graph with AOTInductor for CPU and write the package."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def run_package(path: Path) -> Runner:
+    """Load a package of AOTInductor."""
+    package = torch._inductor.aoti_load_package(str(path))
+    return lambda images: list(package(images))
+
+
+class NearestTie(TorchFunctionMode):
+    """Watches the routing: how close any choice of regions came to another.
+
+    Attributes:
+        gap (float): The smallest gap between the last chosen affinity and the first left out, in
+            multiples of the largest affinity of the layer.
+    """
+
+    gap = math.inf
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.topk and args[1] < args[0].shape[-1]:
+            affinity, k = args[:2]
+            last, first = affinity.topk(k + 1).values[..., -2:].unbind(-1)
+            self.gap = min(self.gap, ((last - first).min() / affinity.abs().max()).item())
+        return func(*args, **(kwargs or {}))
+
+
+def compare(net: Exportable, run: Runner, images: Tensor) -> tuple[float, float]:
+    """Run a file and PyTorch on the same images.
+
+    Args:
+        net: What was exported.
+        run: Runs the file.
+        images: (B, 3, H, W), float32.
+
+    Returns:
+        tuple[float, float]: The largest difference of any output, in multiples of the largest entry
+        of that output; and the gap of :class:`NearestTie`.
+    """
+    with torch.no_grad(), NearestTie() as tie:
+        expected = net(images)
+    differences = []
+    for a, b in zip(run(images), expected, strict=True):
+        if a.shape != b.shape:
+            return math.inf, tie.gap
+        differences.append(((a - b).abs().max() / b.abs().max()).item())
+    return max(differences), tie.gap
+
+
+def check(net: Exportable, run: Runner, size: tuple[int, int], images: int = 5) -> str:
+    """Check that a file gives what PyTorch gives, at another size than it was traced at.
+
+    A region's routes are the k most akin to it. Where two are akin to the last bits, either may be
+    chosen, and the maps then differ there. An image counts as such a tie only if its gap says so,
+    and one image at least must agree everywhere.
+
+    Args:
+        net: What was exported.
+        run: Runs the file.
+        size: Height and width of the images to check with.
+        images: How many to try. Defaults to 5.
+
+    Returns:
+        str: What was found, for the user.
+
+    Raises:
+        CommandError: If the file gives something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for ties in range(images):
+        batch = torch.randn(1, 3, *size, generator=generator)
+        difference, gap = compare(net, run, batch)
+        if difference <= TOLERANCE:
+            after = f', after {ties} with near-ties in the routing' if ties else ''
+            return f'equal to PyTorch to {difference:.1e} at 1x3x{size[0]}x{size[1]}{after}'
+        if gap > NEAR_TIE:
+            break
+    raise CommandError(
+        f'the file differs from PyTorch by {difference:.1e} of the largest output on an image of '
+        f'{size[0]}x{size[1]} (nearest tie in the routing: {gap:.1e}); nothing was written. '
+        'Please report it with the versions of torch and of the runtime.'
+    )
+
+
+def run_export(
+    description: str,
+    suffix: str,
+    needs: tuple[str, ...],
+    note: str,
+    write: Callable[[ExportedProgram, Path, Exportable], None],
+    load: Callable[[Path], Runner],
+) -> None:
+    """The command: read, build, trace, write, check, name.
+
+    Args:
+        description: What the command does.
+        suffix: How its files' names end.
+        needs: Packages that it needs.
+        note: What to tell the user of the format.
+        write: Writes a graph to a file.
+        load: Loads such a file.
+    """
+    args = _parse_args(description, suffix)
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f'{" and ".join(missing)} not installed; install this package with its extra '
+            "'export': pip install -e '.[export]'"
+        )
+    if args.out.suffix != suffix:
+        raise CommandError(f'--out {args.out}: the name must end in {suffix}')
+    if args.out.exists():
+        raise CommandError(f'{args.out} exists already; remove it or choose another name')
+    check_writable(str(args.out.parent), '--out')
+    cfg = read_config(args)
+    net = build_exportable(cfg, args.backbone, args.checkpoint)
+    size = _image_size(cfg, args.shape, net)
+    if args.checkpoint is None:
+        print('no CHECKPOINT is given: the weights are random')
+
+    program = trace(net, size)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first: what is interrupted or wrong leaves no file.
+    partial = args.out.with_name(f'{args.out.stem}.partial{suffix}')
+    try:
+        write(program, partial, net)
+        result = check(net, load(partial), size)
+        os.replace(partial, args.out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+    sides = 'height, width' if net.any_size else f'{size[0]}, {size[1]}'
+    print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {note}')
+    print(f'  input: images (batch, 3, {sides}), float32, normalized: {_normalization(cfg)}')
+    print(f'  outputs: {", ".join(net.output_names)}')
+    print(f'  {result}')
+
+
+def _parse_args(description: str, suffix: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    add_config_options(parser)
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        metavar='CHECKPOINT',
+        help='checkpoint of the whole model (default: random weights)',
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar=f'FILE{suffix}', help='file to write'
+    )
+    parser.add_argument(
+        '--backbone',
+        action='store_true',
+        help="export the backbone's feature maps, for images of any size",
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='height and width of the images, or one number for both (default: 224). With '
+        '--backbone only the check runs at this size (default: 203 321)',
+    )
+    return parser.parse_args()
+
+
+def _image_size(cfg: Config, shape: list[int] | None, net: Exportable) -> tuple[int, int]:
+    """Height and width as asked for; raises CommandError if they are too small."""
+    least = net.backbone.min_size
+    if shape is None and net.any_size:
+        return max(203, least[0]), max(321, least[1])
+    size = image_size(cfg, shape)
+    if size[0] < least[0] or size[1] < least[1]:
+        raise CommandError(
+            f'--shape {size[0]} {size[1]}: this model needs images of at least '
+            f'{least[0]}x{least[1]} pixels'
+        )
+    return size
+
+
+def _normalization(cfg: Config) -> str:
+    """What the data preprocessor does to pixels."""
+    settings = {
+        **(cfg.get('data_preprocessor') or {}),
+        **(cfg.model.get('data_preprocessor') or {}),
+    }
+    order = 'RGB' if settings.get('to_rgb') or settings.get('bgr_to_rgb') else 'BGR'
+    return f'{order}, mean {settings.get("mean")}, std {settings.get("std")}'

@@ -1,0 +1,29 @@
+"""Compile a classifier, or the backbone of any config, with AOTInductor: one file, CPU code.
+
+As export_onnx.py, but the file is a package (.pt2) that torch loads without this project:
+torch._inductor.aoti_load_package, or AOTIModelPackageLoader in C++. Needs a C++ compiler.
+
+Example:
+    python tools/deployment/export_aoti.py configs/biformer_s_in1k.py FILE.pth --out biformer_s.pt2
+"""
+
+import torch
+
+from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.export import run_export, run_package, write_package
+
+
+def main() -> None:
+    """Export."""
+    run_export(
+        description=__doc__.splitlines()[0],
+        suffix='.pt2',
+        needs=(),
+        note=f'for the CPU, torch {torch.__version__}',
+        write=write_package,
+        load=run_package,
+    )
+
+
+if __name__ == '__main__':
+    run_command(main)
