@@ -53,16 +53,18 @@ format: env  ## correct style and formatting where that is possible
 
 RESULTS := benchmarks/results
 
-bench: env  ## run the CPU benchmarks that take minutes
+bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.cpu --out $(RESULTS)/cpu.json
 	@$(PY) -m benchmarks.cpu debiformer --out $(RESULTS)/cpu_debiformer.json
 	@$(PY) -m benchmarks.cpu rivals --out $(RESULTS)/cpu_rivals.json
 	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
+	@$(PY) -m benchmarks.plot
 
 bench-long: env  ## run the others: COCO's size (20 GB of memory), large images, torch.compile
 	@$(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
 	@$(PY) -m benchmarks.cpu compile --out $(RESULTS)/cpu_compile.json
 	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
+	@$(PY) -m benchmarks.plot
 
 clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
