@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 SETUP_PYTHON := $(or $(PYTHON),python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format bench lock clean
+.PHONY: help env demo test test-slow lint format bench bench-long lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,9 +51,20 @@ format: env  ## correct style and formatting where that is possible
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
-bench: env  ## run the CPU benchmarks
-	@$(PY) -m benchmarks.cpu --out benchmarks/results/cpu.json
-	@$(PY) -m benchmarks.cpu debiformer --repeats 1 --out benchmarks/results/cpu_debiformer.json
+RESULTS := benchmarks/results
+
+bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
+	@$(PY) -m benchmarks.cpu --out $(RESULTS)/cpu.json
+	@$(PY) -m benchmarks.cpu debiformer --out $(RESULTS)/cpu_debiformer.json
+	@$(PY) -m benchmarks.cpu rivals --out $(RESULTS)/cpu_rivals.json
+	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
+	@$(PY) -m benchmarks.plot
+
+bench-long: env  ## run the others: COCO's size (20 GB of memory), large images, torch.compile
+	@$(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
+	@$(PY) -m benchmarks.cpu compile --out $(RESULTS)/cpu_compile.json
+	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
+	@$(PY) -m benchmarks.plot
 
 lock:  ## renew requirements/lock-*.txt from the other requirement files
 	@$(SETUP_PYTHON) -m venv build/uv

@@ -1,140 +1,71 @@
-"""A backbone on CPU beside the published formulation, in one run: time, memory in training.
+"""The backbones on CPU beside what else one could run: time, and memory in training.
+
+Every ratio is taken in one run, in turns. Results are written after each round, so that a command
+that is stopped, or ends for want of memory, leaves what it has measured.
 
 Examples:
     python -m benchmarks.cpu --out benchmarks/results/cpu.json
     python -m benchmarks.cpu debiformer --repeats 1 --out benchmarks/results/cpu_debiformer.json
+    python -m benchmarks.cpu grids --quick
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from benchmarks.gather_baseline import gather_baseline
 from mmbiformer import __version__
+from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.layers import FullAttention
 from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models.hierarchical import HEAD_DIM
 
 # The small models: batch, sizes of the images for the forward pass and for training, arguments.
 CASES = dict(
     biformer=(BiFormer, 8, (224, 224), (224, 224), dict(final_norm=True)),
     debiformer=(DeBiFormer, 1, (800, 1344), (512, 512), dict(region_grid=16)),
+    coco=(BiFormer, 1, (800, 1344), (800, 1344), dict(region_grid=16)),
 )
+# What the published formulation of a case needs, with what else is in the process.
+NEEDED_BYTES = dict(coco=19 * 2**30)
+RIVALS = {
+    'BiFormer-S': 'biformer_small',
+    'Swin-S': 'swin_small_patch4_window7_224',
+    'ConvNeXt-S': 'convnext_small',
+}
+SIDES = 512, 1024, 2048
+DENSE_UP_TO = 1024  # at 2048 dense attention would take half an hour
+QUICK = dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256))
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('model', nargs='?', choices=CASES, default='biformer')
-    parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--out', type=Path, help='write the results as JSON')
-    parser.add_argument('--peak', choices=['published', 'ours'], help=argparse.SUPPRESS)
-    return parser.parse_args()
+class Report:
+    """The record of one command, written whole after every change to it.
 
+    Args:
+        args: The command line.
+        **facts: What else to record.
+    """
 
-def make(name: str, model: str) -> nn.Module:
-    """The same weights for both."""
-    torch.manual_seed(0)
-    backbone, *_, kwargs = CASES[model]
-    net = backbone('small', **kwargs)
-    return gather_baseline(net) if name == 'published' else net
-
-
-def train_step(net: nn.Module, x: torch.Tensor) -> None:
-    """Forward and backward."""
-    net.zero_grad(set_to_none=True)
-    sum(out.square().mean() for out in net(x)).backward()
-
-
-def side_by_side(steps: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each step, taken in turns so that a slow spell hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if repeat:  # the first warms up
-                times[name].append(time.perf_counter() - start)
-        print(f'\r  {repeat}/{repeats}', end='', flush=True)
-    print('\r', end='')
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_of_training(name: str, args: argparse.Namespace) -> int:
-    """Bytes a training step adds to a process of its own, at its peak."""
-    command = [sys.executable, '-m', 'benchmarks.cpu', args.model, '--peak', name]
-    command += ['--threads', str(args.threads)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
-    """In the process of its own: what one step adds to the resident set."""
-    status = Path('/proc/self/status')
-    base = int(status.read_text().split('VmRSS:')[1].split()[0])
-    train_step(net, x)
-    return 1024 * (int(status.read_text().split('VmHWM:')[1].split()[0]) - base)
-
-
-def main() -> None:
-    """Measure, print a table, write JSON."""
-    args = parse_args()
-    torch.set_num_threads(args.threads)
-    _, batch, size, train_size, _ = CASES[args.model]
-    x, x_train = torch.randn(batch, 3, *size), torch.randn(batch, 3, *train_size)
-    if args.peak:
-        print(measure_peak(make(args.peak, args.model), x_train))
-        return
-    nets = {name: make(name, args.model) for name in ('published', 'ours')}
-    with torch.no_grad():
-        published, ours = (net.eval()(x_train)[-1] for net in nets.values())
-    difference = ((published - ours).abs().max() / published.abs().max()).item()
-
-    def forward(net: nn.Module) -> None:
-        with torch.no_grad():
-            net(x)
-
-    rows = {}
-    rows['forward'] = side_by_side(
-        {name: lambda net=net: forward(net) for name, net in nets.items()}, args.repeats
-    )
-    for net in nets.values():
-        net.train()
-    rows['training step'] = side_by_side(
-        {name: lambda net=net: train_step(net, x_train) for name, net in nets.items()}, args.repeats
-    )
-    peaks = {name: peak_of_training(name, args) for name in nets}
-
-    sizes = ', training '.join(f'{height}x{width}' for height, width in (size, train_size))
-    print(f'{args.model}, small, batch {batch}, {sizes}, float32, {args.threads} threads, median')
-    print(f'largest relative difference of the outputs: {difference:.1e}')
-    print(f'{"":16}{"published":>12}{"ours":>12}{"ratio":>8}')
-    for name, row in rows.items():
-        ratio = row['published'] / row['ours']
-        print(f'{name:16}{row["published"]:>10.3f} s{row["ours"]:>10.3f} s{ratio:>7.2f}x')
-    ratio = peaks['ours'] / peaks['published']
-    print(
-        f'{"peak memory":16}{peaks["published"] / 2**30:>8.2f} GiB{peaks["ours"] / 2**30:>8.2f} GiB'
-        f'{ratio:>7.2f}x'
-    )
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        record = dict(
-            seconds=rows,
-            peak_bytes_training=peaks,
-            difference=difference,
+    def __init__(self, args: argparse.Namespace, **facts: Any) -> None:
+        self.args = args
+        self.record: dict[str, Any] = dict(
+            seconds={},
+            times={},
+            **facts,
             model=args.model,
-            batch=batch,
             repeats=args.repeats,
-            size=size,
-            train_size=train_size,
             threads=args.threads,
             torch=torch.__version__,
             mmbiformer=__version__,
@@ -142,7 +73,270 @@ def main() -> None:
             processor=processor(),
             date=time.strftime('%Y-%m-%d'),
         )
-        args.out.write_text(json.dumps(record, indent=2) + '\n')
+        if args.quick:
+            self.record['quick'] = True
+
+    def note(self, **facts: Any) -> None:
+        """Record facts, and write everything."""
+        self.record.update(facts)
+        if self.args.out:
+            self.args.out.parent.mkdir(parents=True, exist_ok=True)
+            draft = self.args.out.with_suffix('.tmp')
+            draft.write_text(json.dumps(self.record, indent=2) + '\n')
+            os.replace(draft, self.args.out)
+
+    def time(self, row: str, steps: dict[str, Callable[[], object]]) -> None:
+        """Median seconds of each step, taken in turns so that a slow spell hits all alike."""
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for repeat in range(self.args.repeats + 1):
+            for name, step in steps.items():
+                progress(f'{row}, {name}: {repeat}/{self.args.repeats}')
+                start = time.perf_counter()
+                step()
+                if repeat:  # the first warms up
+                    times[name].append(time.perf_counter() - start)
+            if repeat:
+                self.record['times'][row] = times
+                self.record['seconds'][row] = {
+                    name: statistics.median(values) for name, values in times.items()
+                }
+                self.note()
+        progress('')
+        medians = self.record['seconds'][row]
+        first = next(iter(medians.values()))
+        print(f'{row:20}' + ''.join(f'{name:>16}' for name in medians))
+        print(f'{"":20}' + ''.join(f'{seconds:>14.3f} s' for seconds in medians.values()))
+        print(f'{"":20}' + ''.join(f'{first / seconds:>15.2f}x' for seconds in medians.values()))
+
+    def peaks(self, names: list[str]) -> None:
+        """What a training step of each adds to a process of its own, at its peak, in bytes."""
+        peaks = {}
+        for name in names:
+            progress(f'peak memory, {name}')
+            command = [sys.executable, '-m', 'benchmarks.cpu', self.args.model, '--peak', name]
+            command += ['--threads', str(self.args.threads), *['--quick'] * self.args.quick]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                print(f'peak memory, {name}: not measured, exit status {done.returncode}')
+                continue
+            peaks[name] = int(done.stdout)
+            self.note(peak_bytes_training=peaks)
+        progress('')
+        cells = ''.join(f'{peak / 2**30:>12.2f} GiB' for peak in peaks.values())
+        print(f'{"peak memory":20}' + cells)
+
+
+def progress(text: str) -> None:
+    """Show what is being measured: on one line of a terminal, line by line in a log."""
+    if sys.stderr.isatty():
+        print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
+    elif text:
+        print(text, file=sys.stderr, flush=True)
+
+
+def small(backbone: type, args: argparse.Namespace, **kwargs: Any) -> nn.Module:
+    """The small model; a toy with ``--quick``. The same weights each time."""
+    torch.manual_seed(0)
+    toy = dict(QUICK, mlp_ratio=1) if backbone is BiFormer else QUICK
+    return backbone(toy if args.quick else 'small', **kwargs)
+
+
+def image(args: argparse.Namespace, batch: int, size: tuple[int, int]) -> torch.Tensor:
+    """Images; with ``--quick`` two at most, of an eighth of the size."""
+    if args.quick:
+        batch, size = min(batch, 2), [n // 8 for n in size]
+    return torch.randn(batch, 3, *size)
+
+
+def forward(net: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    """A step: forward, without gradients."""
+    return torch.no_grad()(lambda: net(x))
+
+
+def training_step(net: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    """A step: forward and backward."""
+
+    def step() -> None:
+        net.zero_grad(set_to_none=True)
+        sum(out.square().mean() for out in net(x)).backward()
+
+    return step
+
+
+def candidate(name: str, args: argparse.Namespace) -> nn.Module:
+    """A case's model in the published formulation or ours, with the same weights."""
+    backbone, *_, kwargs = CASES[args.model]
+    net = small(backbone, args, **kwargs)
+    return gather_baseline(net) if name == 'published' else net
+
+
+def run_case(args: argparse.Namespace) -> None:
+    """Beside the published formulation: forward, training step, memory."""
+    backbone, batch, size, train_size, _ = CASES[args.model]
+    x, x_train = (image(args, batch, each) for each in (size, train_size))
+    if args.peak:
+        print(measure_peak(candidate(args.peak, args), x_train))
+        return
+    check_memory(NEEDED_BYTES.get(args.model, 0), args)
+    report = Report(args, batch=len(x), size=x.shape[2:], train_size=x_train.shape[2:])
+    sizes = ', training '.join(f'{each[2]}x{each[3]}' for each in (x.shape, x_train.shape))
+    print(f'{backbone.__name__}-S, batch {len(x)}, {sizes}, float32, {args.threads} threads')
+    nets = {name: candidate(name, args).eval() for name in ('published', 'ours')}
+    with torch.no_grad():
+        published, ours = (net(x_train)[-1] for net in nets.values())
+    difference = ((published - ours).abs().max() / published.abs().max()).item()
+    print(f'largest relative difference of the outputs: {difference:.1e}')
+    report.note(difference=difference)
+    report.time('forward', {name: forward(net, x) for name, net in nets.items()})
+    report.time(
+        'training step', {name: training_step(net.train(), x_train) for name, net in nets.items()}
+    )
+    report.peaks([*nets])
+
+
+def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
+    """In the process of its own: what one step adds to the resident set."""
+    status = Path('/proc/self/status')
+    base = int(status.read_text().split('VmRSS:')[1].split()[0])
+    training_step(net, x)()
+    return 1024 * (int(status.read_text().split('VmHWM:')[1].split()[0]) - base)
+
+
+def check_memory(needed: int, args: argparse.Namespace) -> None:
+    """Raise CommandError where the system would end the process half way."""
+    available = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024
+    if available < needed and not args.quick:
+        raise CommandError(
+            f'{args.model}: the published formulation needs {needed / 2**30:.0f} GiB of memory and '
+            f'{available / 2**30:.1f} GiB are free; close other programs or take a larger machine'
+        )
+
+
+def run_rivals(args: argparse.Namespace) -> None:
+    """Whole classifiers without their last layer, forward, beside timm's."""
+    import timm
+
+    import mmbiformer.hub.timm  # noqa: F401  (registers ours)
+
+    x = torch.randn(1 if args.quick else 8, 3, 224, 224)
+    report = Report(args, batch=len(x), size=x.shape[2:], timm=version('timm'))
+    print(f'batch {len(x)}, 224x224, float32, {args.threads} threads')
+    nets = {name: timm.create_model(key, num_classes=0).eval() for name, key in RIVALS.items()}
+    # Convolutions run faster so; ours sees to it by itself.
+    nets = {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
+    x = x.to(memory_format=torch.channels_last)
+    report.time('forward', {name: forward(net, x) for name, net in nets.items()})
+
+
+def run_deterministic(args: argparse.Namespace) -> None:
+    """What ``torch.use_deterministic_algorithms(True)`` costs a training step."""
+    x = image(args, 8, (224, 224))
+    report = Report(args, batch=len(x), size=x.shape[2:])
+    print(f'BiFormer-S, batch {len(x)}, {x.shape[2]}x{x.shape[3]}, {args.threads} threads')
+    step = training_step(small(BiFormer, args, final_norm=True).train(), x)
+
+    def deterministic_step() -> None:
+        torch.use_deterministic_algorithms(True)
+        try:
+            step()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    report.time('training step', {'default': step, 'deterministic': deterministic_step})
+
+
+def run_compile(args: argparse.Namespace) -> None:
+    """``torch.compile`` beside eager mode, its first call by itself."""
+    x = image(args, 8, (224, 224))
+    report = Report(args, batch=len(x), size=x.shape[2:])
+    print(f'BiFormer-S, batch {len(x)}, {x.shape[2]}x{x.shape[3]}, {args.threads} threads')
+    eager = small(BiFormer, args, final_norm=True).eval()
+    compiled = torch.compile(small(BiFormer, args, final_norm=True).eval())
+    first = {}
+    for row, make in (('forward', forward), ('training step', training_step)):
+        if make is training_step:
+            eager.train(), compiled.train()
+        steps = {'eager': make(eager, x), 'compiled': make(compiled, x)}
+        progress(f'{row}: compiling, which takes minutes')
+        start = time.perf_counter()
+        steps['compiled']()
+        first[row] = time.perf_counter() - start
+        progress('')
+        print(f'{row}: compiled in {first[row]:.0f} s')
+        report.note(compile_seconds=first)
+        report.time(row, steps)
+
+
+def run_grids(args: argparse.Namespace) -> None:
+    """Time over the size of the image: ``region_grid='auto'``, fixed grids, dense attention."""
+    report = Report(args, batch=1)
+    print(f'BiFormer-S, one image, forward, float32, {args.threads} threads')
+    grids = {'auto': 'auto', '7x7': 7, '16x16': 16}
+    nets = {name: small(BiFormer, args, region_grid=grid) for name, grid in grids.items()}
+    nets['dense'] = dense(small(BiFormer, args))
+    for side in SIDES:
+        x = image(args, 1, (side, side))
+        names = [name for name in nets if name != 'dense' or side <= DENSE_UP_TO]
+        report.time(f'{side}x{side}', {name: forward(nets[name].eval(), x) for name in names})
+    least, most = (f'{side}x{side}' for side in (SIDES[0], SIDES[-1]))
+    for name in grids:
+        seconds = [report.record['seconds'][row][name] for row in (least, most)]
+        growth = seconds[1] / seconds[0] * (SIDES[0] / SIDES[-1]) ** 2
+        print(f'{name:6} time per pixel, {most} against {least}: {growth:.2f}x')
+
+
+def dense(net: BiFormer) -> BiFormer:
+    """Let all tokens attend to all in every stage, in place."""
+    for stage in net.stages[:-1]:
+        for block in stage:
+            dim = len(block.norm1.weight)
+            block.attn = FullAttention(dim, dim // HEAD_DIM, lepe_source='value')
+    return net
+
+
+# What runs a command, and how often its steps are timed.
+COMMANDS = dict(
+    biformer=(run_case, 7),
+    debiformer=(run_case, 1),
+    rivals=(run_rivals, 7),
+    deterministic=(run_deterministic, 5),
+    coco=(run_case, 1),
+    compile=(run_compile, 5),
+    grids=(run_grids, 1),
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\nExamples')[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='\n'.join(
+            f'{name:14} {run.__doc__.splitlines()[0]}' for name, (run, _) in COMMANDS.items()
+        ),
+    )
+    parser.add_argument('model', nargs='?', choices=COMMANDS, default='biformer')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--repeats', type=int, help='timings of each step (default: by command)')
+    parser.add_argument('--out', type=Path, help='write the results as JSON')
+    parser.add_argument(
+        '--quick', action='store_true', help='see that a command works: toy models, small images'
+    )
+    parser.add_argument('--peak', choices=['published', 'ours'], help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print tables, write JSON."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    run, repeats = COMMANDS[args.model]
+    if args.repeats is None:
+        args.repeats = 1 if args.quick else repeats
+    if args.repeats < 1 or args.threads < 1:
+        raise CommandError('--repeats and --threads must be positive')
+    run(args)
+    if args.out:
         print(f'wrote {args.out}')
 
 
@@ -155,4 +349,4 @@ def processor() -> str:
 
 
 if __name__ == '__main__':
-    main()
+    run_command(main)

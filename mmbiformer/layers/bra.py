@@ -5,7 +5,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import check_backend, num_regions, route_regions, routed_attention
+from ..ops import auto_grid, check_backend, num_regions, route_regions, routed_attention
 from ..ops.regions import ceil_div, crop, exporting
 from .conv import DepthwiseConv2d
 from .linear import Linear
@@ -38,7 +38,9 @@ class BiLevelRoutingAttention(nn.Module):
         dim: Channels, C.
         num_heads: Number of attention heads.
         topk: Regions each region is routed to.
-        region_grid: Regions per column and per row, an int or a pair. Defaults to 7.
+        region_grid: Regions per column and per row, an int or a pair, or ``'auto'``: chosen for
+            each map by :func:`mmbiformer.ops.auto_grid`, and where the map has fewer than ``topk``
+            tokens all of them are attended to. Defaults to 7.
         lepe_kernel: Side of the LePE kernel, in tokens. Defaults to 5.
         padding: ``'input'``, ``'projected'`` or ``'mask'``. Defaults to ``'input'``.
         backend: Backend of :func:`mmbiformer.ops.routed_attention`. Defaults to ``'auto'``.
@@ -54,7 +56,7 @@ class BiLevelRoutingAttention(nn.Module):
         dim: int,
         num_heads: int,
         topk: int,
-        region_grid: int | tuple[int, int] = 7,
+        region_grid: int | tuple[int, int] | str = 7,
         lepe_kernel: int = 5,
         padding: str = 'input',
         backend: str = 'auto',
@@ -68,14 +70,9 @@ class BiLevelRoutingAttention(nn.Module):
             raise ValueError(f'padding={padding!r} is unknown; choose one of {list(PADDINGS)}')
         check_backend(backend)
         self.region_grid = to_grid(region_grid)
-        regions = self.region_grid[0] * self.region_grid[1]
         # Under 'projected' a map can have more regions than the grid says; forward checks then.
-        if topk < 1 or (topk > regions and padding != 'projected'):
-            raise ValueError(
-                f'topk={topk} does not fit the {regions} regions of a '
-                f'{self.region_grid[0]}x{self.region_grid[1]} grid; '
-                f'choose 1 <= topk <= {regions} or a finer region_grid'
-            )
+        if topk < 1 or padding != 'projected':
+            check_topk(topk, self.region_grid)
         self.num_heads = num_heads
         self.topk = topk
         self.padding = padding
@@ -95,7 +92,8 @@ class BiLevelRoutingAttention(nn.Module):
             Tensor: (B, H, W, C).
         """
         height, width = x.shape[1:3]
-        rows, cols = self.region_grid
+        auto = self.region_grid == 'auto'
+        rows, cols = auto_grid((height, width), self.topk) if auto else self.region_grid
         if self.padding == 'projected':
             if height < rows or width < cols:
                 raise ValueError(
@@ -112,7 +110,7 @@ class BiLevelRoutingAttention(nn.Module):
         qkv = self.qkv(x)
         q, k, v = qkv.chunk(3, dim=-1)
         topk = self.topk
-        if self.padding == 'mask':  # a small map has fewer regions than the grid says
+        if auto or self.padding == 'mask':  # a small map has fewer regions
             topk = min(topk, math.prod(num_regions((height, width), region_size)))
         routes = route_regions(q, k, topk, region_size)
         lepe = self.lepe(v)
@@ -137,17 +135,38 @@ class BiLevelRoutingAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f'num_heads={self.num_heads}, topk={self.topk}, region_grid={self.region_grid}, '
+            f'num_heads={self.num_heads}, topk={self.topk}, region_grid={self.region_grid!r}, '
             f'padding={self.padding!r}'
         )
 
 
-def to_grid(region_grid: int | tuple[int, int]) -> tuple[int, int]:
-    """Regions per column and per row from an int or a pair; raises ValueError otherwise."""
+def to_grid(region_grid: int | tuple[int, int] | str) -> tuple[int, int] | str:
+    """Regions per column and per row from an int or a pair, ``'auto'`` as it is.
+
+    Raises ValueError for anything else.
+    """
+    if region_grid == 'auto':
+        return region_grid
     pair = region_grid if isinstance(region_grid, (list, tuple)) else (region_grid, region_grid)
     if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-        raise ValueError(f'region_grid={region_grid!r} must be a positive int or a pair of them')
+        raise ValueError(
+            f"region_grid={region_grid!r} must be a positive int or a pair of them, or 'auto'"
+        )
     return tuple(pair)
+
+
+def check_topk(topk: int, grid: tuple[int, int] | str) -> None:
+    """Raise ValueError unless so many regions can be chosen from a grid; ``'auto'`` has enough."""
+    if grid == 'auto':
+        if topk < 1:
+            raise ValueError(f'topk={topk} must be positive')
+        return
+    regions = math.prod(grid)
+    if not 1 <= topk <= regions:
+        raise ValueError(
+            f'topk={topk} does not fit the {regions} regions of a {grid[0]}x{grid[1]} grid; '
+            f'choose 1 <= topk <= {regions} or a finer region_grid'
+        )
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from ..ops import (
     agent_attention,
+    auto_grid,
     check_backend,
     num_regions,
     route_regions,
     routed_attention,
 )
 from ..ops.regions import ceil_div, crop
-from .bra import pad_to, to_grid
+from .bra import check_topk, pad_to, to_grid
 from .conv import DepthwiseConv2d
 from .linear import Linear
 from .mlp import ConvMLP
@@ -43,11 +44,13 @@ class DeformableAgentAttention(nn.Module):
         offset_kernel: Side of the offset network's kernel, in tokens.
         table_size: Side of the query map that the bias table is made for, in tokens; at least 2.
         mlp_ratio: Hidden width of the agents' MLP, in multiples of ``dim``. Defaults to 3.
-        region_grid: Regions per column and per row, an int or a pair. Defaults to 7.
+        region_grid: Regions per column and per row, of agents as of the map, an int or a pair, or
+            ``'auto'``: chosen for each map by :func:`mmbiformer.ops.auto_grid`, never finer than
+            the agents. Defaults to 7.
         lepe_kernel: Side of the LePE kernel, in tokens. Defaults to 5.
         padding: ``'input'`` or ``'mask'``, see :class:`BiLevelRoutingAttention`. Under ``'mask'``
-            agents are not padded, and where the map has fewer than ``topk`` regions all are routed
-            to. Defaults to ``'input'``.
+            agents are not padded. Under it and with ``region_grid='auto'``, where the map has fewer
+            than ``topk`` regions all are routed to. Defaults to ``'input'``.
         backend: Backend of :func:`mmbiformer.ops.routed_attention`. Defaults to ``'auto'``.
 
     Raises:
@@ -66,7 +69,7 @@ class DeformableAgentAttention(nn.Module):
         offset_kernel: int,
         table_size: int,
         mlp_ratio: float = 3,
-        region_grid: int | tuple[int, int] = 7,
+        region_grid: int | tuple[int, int] | str = 7,
         lepe_kernel: int = 5,
         padding: str = 'input',
         backend: str = 'auto',
@@ -88,16 +91,11 @@ class DeformableAgentAttention(nn.Module):
             raise ValueError(f'padding={padding!r} is unknown; choose one of {list(PADDINGS)}')
         check_backend(backend)
         self.region_grid = to_grid(region_grid)
-        regions = self.region_grid[0] * self.region_grid[1]
-        if not 1 <= topk <= regions:
-            raise ValueError(
-                f'topk={topk} does not fit the {regions} regions of a '
-                f'{self.region_grid[0]}x{self.region_grid[1]} grid; '
-                f'choose 1 <= topk <= {regions} or a finer region_grid'
-            )
+        check_topk(topk, self.region_grid)
         self.num_heads = num_heads
         self.topk = topk
         self.num_groups = num_groups
+        self.stride = stride
         self.padding = padding
         self.backend = backend
         self.scale = dim**-0.5  # quirk "whole-width scale"
@@ -133,16 +131,17 @@ class DeformableAgentAttention(nn.Module):
             Tensor: (B, H, W, C).
         """
         height, width = x.shape[1:3]
+        grid = self._grid(height, width)
         if self.padding == 'input':
-            x = self._pad(x)
+            x = pad_to_grid(x, grid)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         positions = self._positions(q)
         agents, lepe = self._sample(x, positions), self.lepe(v)  # quirk "sampled input"
         if self.padding == 'input':
             # Quirk "visible padding".
-            agents, lepe, positions = (self._pad(each) for each in (agents, lepe, positions))
+            agents, lepe, positions = (pad_to_grid(x, grid) for x in (agents, lepe, positions))
 
-        agents = agents + self.agent_proj(self._route(self.agent_query(agents), k, v) + lepe)
+        agents = agents + self.agent_proj(self._route(self.agent_query(agents), k, v, grid) + lepe)
         agents = agents + self.agent_mlp(self.agent_norm1(agents))
         agents = self.agent_norm2(agents).flatten(1, 2)
 
@@ -162,10 +161,12 @@ class DeformableAgentAttention(nn.Module):
         )
         return self.proj(out)
 
-    def _pad(self, x: Tensor) -> Tensor:
-        """Zero-pad a map to multiples of the grid."""
-        region = region_size(x, self.region_grid)
-        return pad_to(x, *(n * size for n, size in zip(self.region_grid, region, strict=True)))
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Regions per column and per row of a map of so many tokens."""
+        if self.region_grid != 'auto':
+            return self.region_grid
+        agents = -(-height // self.stride), -(-width // self.stride)
+        return auto_grid(agents, self.topk, (height, width))
 
     def _positions(self, q: Tensor) -> Tensor:
         """Where the agents go: (B, H, W, C) to (B, Ha, Wa, G * 2), downwards and to the right."""
@@ -190,12 +191,12 @@ class DeformableAgentAttention(nn.Module):
         agents = agents.unflatten(0, (x.shape[0], groups)).flatten(1, 2).permute(0, 2, 3, 1)
         return agents.to(x.dtype).contiguous()
 
-    def _route(self, agents: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _route(self, agents: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Bi-level routing attention of the agents to the map."""
-        agent_region = region_size(agents, self.region_grid)
-        key_region = region_size(k, self.region_grid)
+        agent_region = region_size(agents, grid)
+        key_region = region_size(k, grid)
         topk = self.topk
-        if self.padding == 'mask':
+        if self.padding == 'mask' or self.region_grid == 'auto':
             rows, cols = num_regions(k.shape[1:3], key_region)
             topk = min(topk, rows * cols)
         routes = route_regions(agents, k, topk, agent_region, key_region)
@@ -214,10 +215,16 @@ class DeformableAgentAttention(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'num_heads={self.num_heads}, topk={self.topk}, num_groups={self.num_groups}, '
-            f'region_grid={self.region_grid}, padding={self.padding!r}'
+            f'region_grid={self.region_grid!r}, padding={self.padding!r}'
         )
 
 
 def region_size(x: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a region of a map (B, H, W, C): the grid's share of it, rounded up."""
     return tuple(ceil_div(n, regions) for n, regions in zip(x.shape[1:3], grid, strict=True))
+
+
+def pad_to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Zero-pad a map (B, H, W, C) at the right and bottom to multiples of the grid."""
+    region = region_size(x, grid)
+    return pad_to(x, *(n * size for n, size in zip(grid, region, strict=True)))

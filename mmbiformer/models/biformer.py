@@ -64,7 +64,11 @@ class BiFormer(HierarchicalBackbone):
 
             Defaults to ``'small'``.
         region_grid: Regions per column and per row of a map, an int or a pair. The authors use 7
-            for ImageNet, 8 for ADE20K, 16 for COCO. Defaults to 7.
+            for ImageNet, 8 for ADE20K, 16 for COCO. ``'auto'`` chooses for each map, so that the
+            routed stages' time per pixel grows slowly: 7 at 224x224, rectangular grids for
+            rectangular maps; see :func:`mmbiformer.ops.auto_grid`. No published figure was
+            obtained with it. Graphs are to be of one size then: ``torch.compile(net,
+            dynamic=False)``, and ``torch.export`` refuses dynamic sizes. Defaults to 7.
         out_indices: Stages whose maps are returned, from 0. Defaults to None: all for dense tasks,
             the last with ``final_norm``.
         final_norm: Whether to end in the BatchNorm that the classification head expects.
@@ -91,7 +95,7 @@ class BiFormer(HierarchicalBackbone):
     def __init__(
         self,
         arch: str | dict[str, Any] = 'small',
-        region_grid: int | tuple[int, int] = 7,
+        region_grid: int | tuple[int, int] | str = 7,
         out_indices: Sequence[int] | int | None = None,
         final_norm: bool = False,
         drop_path_rate: float = 0.0,
@@ -147,12 +151,12 @@ class BiFormer(HierarchicalBackbone):
 
 
 def _min_size(
-    arch: dict[str, Any], grid: tuple[int, int], padding: str, num_stages: int
+    arch: dict[str, Any], grid: tuple[int, int] | str, padding: str, num_stages: int
 ) -> tuple[int, int]:
     """The smallest images, in pixels, whose maps are not empty and can be cut into regions."""
     conv = arch['layout'] == 'conv'
     needed = [(num_stages - 1, (1, 1))]  # stages, and the smallest maps that they can have
-    if padding == 'projected':
+    if padding == 'projected' and grid != 'auto':
         needed += [(i, grid) for i in range(num_stages) if arch['topks'][i] is not None]
     sides = []
     for axis in (0, 1):

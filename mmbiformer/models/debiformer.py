@@ -89,7 +89,9 @@ class DeBiFormer(HierarchicalBackbone):
             Defaults to ``'small'``.
         region_grid: Regions per column and per row of a map, an int or a pair, at least 49 in all
             for the released archs. The authors use 7 for ImageNet, 8 for ADE20K; for COCO 8, 16
-            and 32 with T, S and B. Defaults to 7.
+            and 32 with T, S and B. ``'auto'`` chooses for each map, as at :class:`BiFormer`; the
+            attention of all tokens to all agents, which takes most of the time of large images,
+            does not depend on the grid. Defaults to 7.
         out_indices: Stages whose maps are returned, from 0. Defaults to None: all for dense tasks,
             the last with ``final_norm``.
         final_norm: Whether to end in the BatchNorm that the classification head expects.
@@ -115,7 +117,7 @@ class DeBiFormer(HierarchicalBackbone):
     def __init__(
         self,
         arch: str | dict[str, Any] = 'small',
-        region_grid: int | tuple[int, int] = 7,
+        region_grid: int | tuple[int, int] | str = 7,
         out_indices: Sequence[int] | int | None = None,
         final_norm: bool = False,
         drop_path_rate: float = 0.0,

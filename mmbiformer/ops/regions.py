@@ -5,6 +5,8 @@ numbered row by row. Where H or W is not a multiple, the last row or column of r
 tokens: what would lie beyond the edge of the map does not exist.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,52 @@ def ceil_div(a: int, b: int) -> int:
     down.
     """
     return (a + b - 1) // b
+
+
+def auto_grid(
+    query_size: tuple[int, int], topk: int, key_size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """The grid that routes and attends at about the least cost, for a map of any size.
+
+    Regions are square; their number per side grows with the cube root of the map's area (BiFormer,
+    section 3.3). BiFormer's three routed stages get exactly the published 7x7 at 224x224, so
+    pre-trained weights meet there what they were trained with. There are at least ``topk`` regions
+    if the map has as many tokens; otherwise each token is a region, and ``topk`` should be lowered
+    to their number.
+
+    Args:
+        query_size: Height and width of the query map, in tokens.
+        topk: Regions each region is routed to, k.
+        key_size: Height and width of the key map, in tokens. Defaults to None, the same as
+            ``query_size``.
+
+    Returns:
+        tuple[int, int]: Regions per column and per row; none of them is empty.
+
+    Raises:
+        ValueError: If ``torch.export`` makes a graph for all sizes.
+    """
+    # S x S regions of Nq queries and Nk keys, of C channels, cost in multiply-adds
+    #
+    #     r S^4 + 2 k C Nq Nk / S^2,    least where    S^6 = (C / r) k Nq Nk,
+    #
+    # r for one affinity and its share of the top-k. By multiply-adds alone r is C, and BiFormer's
+    # stages at 224x224 would get S = 15, 12 and 9. But choosing and gathering cost more than they
+    # multiply, small tiles run slower, and weights are trained for one S: the published 7 is taken
+    # for the best there. Stages have k = 1, 4, 16 and N = 56^2, 28^2, 14^2, always k N = 56^2, so
+    # C / r = (7 / 64)^2 k gives 7 in each:
+    #
+    #     S^3 = 7 / 64 k sqrt(Nq Nk).
+    if any(isinstance(n, torch.SymInt) for n in (*query_size, *(key_size or ()))):
+        raise ValueError(
+            "region_grid='auto' chooses a grid for each size and cannot be exported for all of "
+            'them; give region_grid as a number, or export with fixed sizes'
+        )
+    queries, keys = (math.sqrt(size[0] * size[1]) for size in (query_size, key_size or query_size))
+    best = queries / (7 / 64 * topk * queries * keys) ** (1 / 3)
+    most = queries / math.sqrt(topk)  # beyond it there would be fewer regions than topk
+    side = max(1, min(round(best), math.floor(most)))
+    return num_regions(query_size, (side, side))
 
 
 def exporting() -> bool:

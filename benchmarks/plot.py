@@ -1,0 +1,317 @@
+"""Write docs/speed.md and its plots from the results that are there; what is missing is left out.
+
+Example:
+    python -m benchmarks.plot
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from mmbiformer.engine.command_line import CommandError, run_command
+
+ROOT = Path(__file__).parent.parent
+Results = dict[str, dict[str, Any]]
+
+FILES = dict(
+    biformer='cpu.json',
+    debiformer='cpu_debiformer.json',
+    coco='cpu_coco.json',
+    rivals='cpu_rivals.json',
+    grids='cpu_grids.json',
+    deterministic='cpu_deterministic.json',
+    compile='cpu_compile.json',
+)
+MODELS = dict(biformer='BiFormer-S', debiformer='DeBiFormer-S', coco='BiFormer-S, 16x16 grid')
+# Of cpu.json as it was before sizes were written down.
+SIZE = [224, 224]
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--results', type=Path, default=ROOT / 'benchmarks/results')
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs', help='folder of the page')
+    return parser.parse_args()
+
+
+def read_results(folder: Path) -> Results:
+    """The records that there are, by command.
+
+    Args:
+        folder: Where the benchmarks have written them.
+
+    Raises:
+        CommandError: If there is none, one is no JSON, or one is no measurement.
+    """
+    results = {}
+    for name, file in FILES.items():
+        path = folder / file
+        if not path.is_file():
+            continue
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise CommandError(f'{path} is no JSON: {error}') from error
+        if record.get('quick'):
+            raise CommandError(f'{path} was written with --quick and measures nothing; remove it')
+        results[name] = record
+    if not results:
+        raise CommandError(f'{folder} has no results; measure some with  make bench')
+    return results
+
+
+def table(*rows: list[str]) -> str:
+    """Markdown, the first row as the head."""
+    rule = ['---'] * len(rows[0])
+    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (rows[0], rule, *rows[1:]))
+
+
+def seconds(value: float) -> str:
+    """Three digits, with the unit."""
+    return f'{value:#.3g}'.rstrip('.') + ' s'
+
+
+def by(size: list[int]) -> str:
+    """A size as one writes it."""
+    return 'x'.join(map(str, size))
+
+
+def facts(name: str, results: Results) -> str:
+    """Under what a table was measured, and how to repeat it."""
+    record = results[name]
+    repeats = record.get('repeats')
+    timed = f'median of {repeats}, ' if repeats and repeats > 1 else ''
+    timed = 'timed once after a warm-up, ' if repeats == 1 else timed
+    return (
+        f'{timed}{record["threads"]} threads on {record["processor"]}, torch {record["torch"]}, '
+        f'mmbiformer {record["mmbiformer"]}, {record["date"]}: '
+        f'[{FILES[name]}](../benchmarks/results/{FILES[name]}), '
+        f'`python -m benchmarks.cpu {name} --out benchmarks/results/{FILES[name]}`'
+    )
+
+
+def against_published(results: Results) -> list[tuple[str, str, str, float]]:
+    """What is measured, theirs and ours as text, and how many times less ours is."""
+    rows = []
+    for name, model in MODELS.items():
+        record = results.get(name)
+        if record is None:
+            continue
+        sizes = {'forward': record.get('size', SIZE), 'training step': record.get('train_size')}
+        for row, pair in record['seconds'].items():
+            what = f'{model}, {record["batch"]} x {by(sizes[row] or SIZE)}, {row}'
+            ratio = pair['published'] / pair['ours']
+            rows.append((what, seconds(pair['published']), seconds(pair['ours']), ratio))
+        peaks = record.get('peak_bytes_training', {})
+        if len(peaks) == 2:
+            sizes = record.get('train_size', SIZE)
+            what = f'{model}, {record["batch"]} x {by(sizes)}, memory of a training step'
+            texts = (f'{peaks[key] / 2**30:.2f} GiB' for key in ('published', 'ours'))
+            rows.append((what, *texts, peaks['published'] / peaks['ours']))
+    return rows
+
+
+def published_section(results: Results, folder: Path) -> str:
+    """Against the published formulations."""
+    rows = against_published(results)
+    if not rows:
+        return ''
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.4 * len(rows)))
+    ratios = [row[3] for row in rows]
+    bars = axes.barh([row[0] for row in rows], ratios, color='#2a6f97')
+    axes.bar_label(bars, [f' {ratio:.1f}x' for ratio in ratios])
+    axes.axvline(1, color='black', lw=1, ls='--')
+    axes.set(xlabel='times less than the published formulation', xlim=(0, 1.15 * max(ratios)))
+    axes.invert_yaxis()
+    save(figure, folder / 'published.svg')
+    body = table(
+        ['', 'published formulation', 'mmbiformer', 'times less'],
+        *([what, theirs, ours, f'{ratio:.1f}x'] for what, theirs, ours, ratio in rows),
+    )
+    notes = '\n'.join(
+        f'- {MODELS[name]}: {facts(name, results)}; the outputs differ by at most '
+        f'{results[name]["difference"]:.0e} of the largest.'
+        for name in MODELS
+        if name in results
+    )
+    return f"""## Against the published formulations
+
+The authors' way to compute the same numbers, with the same weights, re-expressed in
+[gather_baseline.py](../benchmarks/gather_baseline.py): keys and values are gathered from maps
+expanded to every region, and layouts are made and unmade by copies. float32.
+
+![Times less than the published formulation](speed/published.svg)
+
+{body}
+
+{notes}
+"""
+
+
+def rivals_section(results: Results, folder: Path) -> str:
+    """Against timm's models of the size."""
+    record = results.get('rivals')
+    if record is None or 'forward' not in record['seconds']:
+        return ''
+    speed = {name: record['batch'] / s for name, s in record['seconds']['forward'].items()}
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.4 * len(speed)))
+    bars = axes.barh([*speed], [*speed.values()], color='#2a6f97')
+    axes.bar_label(bars, [f' {value:.1f}' for value in speed.values()])
+    axes.set(xlabel='images of 224x224 per second, forward', xlim=(0, 1.15 * max(speed.values())))
+    axes.invert_yaxis()
+    save(figure, folder / 'rivals.svg')
+    ours = next(iter(speed.values()))
+    body = table(
+        ['', 'images per second', 'BiFormer-S beside it'],
+        *([name, f'{value:.1f}', f'{ours / value:.2f}x'] for name, value in speed.items()),
+    )
+    return f"""## Beside other backbones
+
+Without the classifier, forward, float32, batch {record['batch']}, channels last; the others are
+timm {record['timm']}'s.
+
+![Images per second](speed/rivals.svg)
+
+{body}
+
+{facts('rivals', results)}
+"""
+
+
+def grids_section(results: Results, folder: Path) -> str:
+    """Time over the size of the image."""
+    record = results.get('grids')
+    if record is None or not record['seconds']:
+        return ''
+    rows = record['seconds']
+    names = [*next(iter(rows.values()))]
+
+    def per_megapixel(size: str, name: str) -> float | None:
+        height, width = map(int, size.split('x'))
+        taken = rows[size].get(name)
+        return None if taken is None else taken / (height * width / 1e6)
+
+    figure, axes = plt.subplots(figsize=(8, 4))
+    for name in names:
+        points = [(int(size.split('x')[0]), per_megapixel(size, name)) for size in rows]
+        points = [point for point in points if point[1] is not None]
+        axes.plot(*zip(*points, strict=True), marker='o', label=name)
+    sides = [int(size.split('x')[0]) for size in rows]
+    axes.set(xscale='log', xlabel='side of the image, pixels')
+    axes.set_yscale('log', base=2)
+    axes.set_ylabel('seconds per megapixel')
+    axes.set_xticks(sides, map(str, sides))
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter('{x:g}')
+    axes.legend(title='region_grid')
+    save(figure, folder / 'grids.svg')
+    first, last = next(iter(rows)), [*rows][-1]
+    growth = []
+    for name in names:
+        ends = per_megapixel(first, name), per_megapixel(last, name)
+        growth.append('' if None in ends or first == last else f'{ends[1] / ends[0]:.2f}x')
+
+    def cell(size: str, name: str) -> str:
+        value = per_megapixel(size, name)
+        return 'not run' if value is None else seconds(value)
+
+    body = table(
+        ['seconds per megapixel', *names],
+        *([size, *(cell(size, name) for name in names)] for size in rows),
+        [f'{last} against {first}', *growth],
+    )
+    return f"""## Large images
+
+BiFormer-S, one image, forward, float32. With a fixed grid the regions grow with the image, and
+attention becomes quadratic again; `region_grid='auto'` lets their number grow instead, with the
+cube root of the image's area (`mmbiformer.ops.auto_grid`), and is 7x7 at 224x224. Dense: all tokens
+attend to all in every stage. The last stage is dense in all of them.
+
+![Seconds per megapixel](speed/grids.svg)
+
+{body}
+
+{facts('grids', results)}
+"""
+
+
+def settings_section(results: Results, folder: Path) -> str:
+    """PyTorch's own switches."""
+    body = []
+    for name in ('deterministic', 'compile'):
+        for row, times in results.get(name, {}).get('seconds', {}).items():
+            plain, other = times
+            compiling = results[name].get('compile_seconds', {}).get(row)
+            what = f'{other}, {row}' + (f' (first call: {compiling:.0f} s)' if compiling else '')
+            ratio = times[plain] / times[other]
+            body.append([what, seconds(times[plain]), seconds(times[other]), f'{ratio:.2f}x'])
+    if not body:
+        return ''
+    notes = '\n'.join(
+        f'- {name}: {facts(name, results)}'
+        for name in ('deterministic', 'compile')
+        if name in results
+    )
+    return f"""## Deterministic, compiled
+
+BiFormer-S at 224x224: `torch.use_deterministic_algorithms(True)` and `torch.compile`.
+
+{table(['', 'without', 'with', 'speed-up'], *body)}
+
+{notes}
+"""
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """The same file for the same numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for side in ('top', 'right'):
+        figure.axes[0].spines[side].set_visible(False)
+    with plt.rc_context({'svg.hashsalt': 'mmbiformer', 'svg.fonttype': 'none'}):
+        figure.savefig(path, bbox_inches='tight', metadata={'Date': None})
+    plt.close(figure)
+
+
+def write_page(results: Results, out: Path) -> str:
+    """Write the page and its plots.
+
+    Args:
+        results: From :func:`read_results`.
+        out: Folder for ``speed.md`` and ``speed/``.
+
+    Returns:
+        str: The page.
+    """
+    sections = [
+        section(results, out / 'speed')
+        for section in (published_section, rivals_section, grids_section, settings_section)
+    ]
+    head = """# Speed
+
+Measured on CPU; every ratio is of one run, its candidates timed in turns. `make bench` measures
+what takes minutes, `make bench-long` the rest, and both write this page anew
+(`python -m benchmarks.plot`), from the JSON files alone. GPUs: `python -m benchmarks.gpu`.
+"""
+    page = '\n'.join([head, *filter(None, sections)])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'speed.md').write_text(page)
+    return page
+
+
+def main() -> None:
+    """Read, draw, write."""
+    args = parse_args()
+    results = read_results(args.results)
+    write_page(results, args.out)
+    print(f'wrote {args.out / "speed.md"} from {", ".join(FILES[name] for name in results)}')
+
+
+if __name__ == '__main__':
+    run_command(main)
