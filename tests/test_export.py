@@ -6,6 +6,7 @@ these may differ from PyTorch's by near-ties only, and along the same routes eve
 """
 
 import importlib.util
+import math
 from pathlib import Path
 
 import onnx
@@ -23,6 +24,7 @@ from mmbiformer.engine.export import (
     NEAR_TIE,
     TOLERANCE,
     Exportable,
+    NearestTie,
     build_exportable,
     check,
     compare,
@@ -176,11 +178,12 @@ def test_another_file_is_told_apart(onnx_file):
         assert_equals_pytorch(net, lambda _: (outs, [(routes + 1) % 9]), images)
 
 
-def test_gap_of_the_routing(onnx_file):
-    net = onnx_file(BiFormer)[0]
-    images = torch.randn(1, 3, 96, 96)
-    assert compare(net, net, images)[1] > NEAR_TIE
-    assert compare(net, net, torch.ones_like(images))[1] < NEAR_TIE  # all regions inside alike
+def test_gap_of_the_routing():
+    affinity = torch.tensor([[8.0, 4.0, 2.0, 2.0], [3.0, 2.5, 0.0, -9.0]])
+    for k, gap in ((1, 0.5 / 9), (2, 2 / 9), (3, 0.0), (4, math.inf)):
+        with NearestTie() as tie:
+            affinity.topk(k, dim=-1)
+        assert tie.gap == pytest.approx(gap)
 
 
 def test_check_takes_near_ties_for_what_they_are(onnx_file, monkeypatch):

@@ -145,8 +145,11 @@ class DeformableAgentAttention(nn.Module):
         agents = agents + self.agent_mlp(self.agent_norm1(agents))
         agents = self.agent_norm2(agents).flatten(1, 2)
 
+        # Of -1 to 1; torch.linspace would fix the size of exported graphs.
         rows, columns = (
-            torch.linspace(-1, 1, n, dtype=positions.dtype, device=x.device) for n in x.shape[1:3]
+            torch.arange(n, dtype=positions.dtype, device=x.device) * (2 / torch.sym_max(n - 1, 1))
+            - 1
+            for n in x.shape[1:3]
         )
         # Cropping before the attention saves it the padded queries.
         out = agent_attention(

@@ -23,7 +23,9 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
         tuple[int, int]: ceil(H / h) and ceil(W / w).
     """
     (height, width), (h, w) = map_size, region_size
-    return ceil_div(height, h), ceil_div(width, w)
+    rows, cols = height // h, width // w
+    # Not ceil_div: in this form torch.export sees that a padded map has a known number of regions.
+    return rows + torch.sym_min(1, height - rows * h), cols + torch.sym_min(1, width - cols * w)
 
 
 def ceil_div(a: int, b: int) -> int:
