@@ -18,11 +18,12 @@ def backbone(topks, padding='input', **kwargs):
     return BiFormer(arch, region_grid=3, padding=padding, **kwargs)
 
 
-def gradients(net, x):
-    """Outputs, and the gradients of all parameters as one vector."""
+def gradients(net, x, without=()):
+    """Outputs, and the gradients of all parameters but some as one vector."""
     outs = net(x)
     loss = sum(out.float().sin().sum() for out in outs)
-    grads = torch.autograd.grad(loss, list(net.parameters()))
+    chosen = [param for name, param in net.named_parameters() if name not in without]
+    grads = torch.autograd.grad(loss, chosen)
     return [*outs, torch.cat([grad.flatten() for grad in grads])]
 
 
@@ -62,8 +63,10 @@ def test_recomputed_blocks_give_the_same_gradients():
 
 
 def test_mixed_precision():
+    # On CPU PyTorch sums the gradient of a LayerNorm's bias in bfloat16, 12 % off on one thread.
+    without = ('norm0.bias', 'norm1.bias')
     net, x = backbone((1, 9)), torch.randn(1, 3, 96, 80)
-    expected = gradients(net, x)
+    expected = gradients(net, x, without)
     with torch.autocast('cpu', torch.bfloat16):
-        found = gradients(net, x)
-    assert_close(found, expected, tolerance=0.1)
+        found = gradients(net, x, without)
+    assert_close(found, expected, tolerance=0.05)

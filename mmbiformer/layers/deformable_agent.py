@@ -14,7 +14,7 @@ from ..ops import (
     route_regions,
     routed_attention,
 )
-from ..ops.regions import ceil_div, crop
+from ..ops.regions import ceil_div, crop, with_symbols
 from .bra import check_topk, pad_to, to_grid
 from .conv import DepthwiseConv2d
 from .linear import Linear
@@ -145,12 +145,7 @@ class DeformableAgentAttention(nn.Module):
         agents = agents + self.agent_mlp(self.agent_norm1(agents))
         agents = self.agent_norm2(agents).flatten(1, 2)
 
-        # Of -1 to 1; torch.linspace would fix the size of exported graphs.
-        rows, columns = (
-            torch.arange(n, dtype=positions.dtype, device=x.device) * (2 / torch.sym_max(n - 1, 1))
-            - 1
-            for n in x.shape[1:3]
-        )
+        rows, columns = (span(n, positions) for n in x.shape[1:3])
         # Cropping before the attention saves it the padded queries.
         out = agent_attention(
             crop(q, height, width),
@@ -231,3 +226,10 @@ def pad_to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Zero-pad a map (B, H, W, C) at the right and bottom to multiples of the grid."""
     region = region_size(x, grid)
     return pad_to(x, *(n * size for n, size in zip(grid, region, strict=True)))
+
+
+def span(steps: int, like: Tensor) -> Tensor:
+    """So many numbers from -1 to 1, both included; only -1 if it is one."""
+    # Not torch.linspace, which would fix the size of exported graphs.
+    most = torch.sym_max(steps - 1, 1) if with_symbols() else max(steps - 1, 1)
+    return torch.arange(steps, dtype=like.dtype, device=like.device) * (2 / most) - 1

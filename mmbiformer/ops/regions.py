@@ -23,8 +23,10 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
         tuple[int, int]: ceil(H / h) and ceil(W / w).
     """
     (height, width), (h, w) = map_size, region_size
+    if not with_symbols():
+        return ceil_div(height, h), ceil_div(width, w)
     rows, cols = height // h, width // w
-    # Not ceil_div: in this form torch.export sees that a padded map has a known number of regions.
+    # In this form torch.export sees that a padded map has a known number of regions.
     return rows + torch.sym_min(1, height - rows * h), cols + torch.sym_min(1, width - cols * w)
 
 
@@ -89,6 +91,15 @@ def exporting() -> bool:
     Code that takes a short cut for some sizes must then leave it, as a branch would fix the size.
     """
     return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
+
+
+def with_symbols() -> bool:
+    """Whether sizes are symbols that ``torch.sym_min`` and ``torch.sym_max`` take.
+
+    They are in ``torch.export``; ``torch.compile`` has no such functions, and for it too
+    :func:`exporting` is true.
+    """
+    return exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
