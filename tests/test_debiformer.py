@@ -285,6 +285,23 @@ def test_deterministic():
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+def test_compiles_to_one_graph():
+    """Forwards and backwards, at a size that is padded."""
+    two = dict(depths=(1, 1), strides=(8, 4), offset_kernels=(9, 7))
+    arch = {key: value[:2] for key, value in TOY.items()} | two
+    net = toy(arch=arch).train()
+    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+    x = torch.randn(1, 3, 36, 44)
+    found, expected = compiled(x), net(x)
+    params = list(net.parameters())
+    grads = [
+        torch.autograd.grad(sum(out.square().sum() for out in outs), params)
+        for outs in (found, expected)
+    ]
+    for a, b in zip((*found, *grads[0]), (*expected, *grads[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_freezing_and_layer_depth():
     net = toy(frozen_stages=2, norm_eval=True).train()
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
