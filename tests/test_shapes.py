@@ -268,7 +268,7 @@ def test_ade20k(data_set: Path, tmp_path: Path):
     from mmseg.registry import TRANSFORMS
 
     make_shapes(tmp_path, TRAIN, VAL, SEED, progress=False, format='ade20k')
-    load = TRANSFORMS.build(dict(type='LoadAnnotations', reduce_zero_label=True))
+    load = TRANSFORMS.build(dict(type='mmseg.LoadAnnotations', reduce_zero_label=True))
     for split, folder, count in (('train', 'training', TRAIN), ('val', 'validation', VAL)):
         loaded = BaseSegDataset(
             data_root=str(tmp_path),
