@@ -22,7 +22,7 @@ PY := $(VENV)/bin/python
 SETUP_PYTHON := $(or $(PYTHON),python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format bench bench-long lock clean
+.PHONY: help env demo test test-slow smoke lint format bench bench-long lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test: env  ## run the fast tests
 
 test-slow: env  ## run the slow tests, which train small models
 	@$(PY) -m pytest -m slow --durations 10
+
+smoke:  ## run the tests that need no mmcv with another torch (TORCH=2.5.0)
+	@tests/smoke.sh "$(TORCH)" $(SETUP_PYTHON)
 
 lint: env  ## check style and formatting
 	@$(PY) -m ruff check

@@ -40,6 +40,7 @@ def official(name='biformer_tiny_cls', dtype=torch.float32):
 
 
 def classifier(arch):
+    pytest.importorskip('mmpretrain')
     init_default_scope('mmpretrain')
     width = 512 if arch in ('tiny', 'small') else 768
     return MODELS.build(
@@ -209,6 +210,7 @@ def authors_dense(config):
 @pytest.mark.parametrize('config', DENSE)
 def test_whole_detectors_and_segmentors_load_strictly(config, tmp_path):
     """Nothing missing, nothing left over; RetinaNet's unused norm is left out, and logged."""
+    pytest.importorskip('mmpretrain')
     MMLogger.get_instance(config, log_file=str(tmp_path / 'log'))
     cfg = Config.fromfile(ROOT / f'configs/{config}.py')
     init_default_scope(cfg.default_scope)

@@ -400,6 +400,7 @@ RECIPES = {
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipe(name):
+    pytest.importorskip('mmpretrain')
     arch, grid, drop_path, gpus, images, lr, decay, warmup, length = RECIPES[name]
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     backbone = cfg.model.backbone
@@ -429,6 +430,7 @@ def test_recipe(name):
     [('maskrcnn', {'norm', 'rpe_table'}), ('retinanet', {'bn', 'norm'})],
 )
 def test_what_does_not_decay(name, exempt):
+    pytest.importorskip('mmpretrain')
     for size in 'tsb':
         cfg = Config.fromfile(CONFIGS / f'{name}_debiformer_{size}_coco.py')
         keys = cfg.optim_wrapper.paramwise_cfg.custom_keys

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.utils import digit_version
 from torch import nn
 
 from mmbiformer.engine import CheckFiniteHook, NotFiniteError
@@ -76,6 +77,10 @@ def test_long_training_stays_finite(dtype):
     assert sum(losses[-100:]) < sum(losses[:100])
 
 
+@pytest.mark.xfail(
+    digit_version(torch.__version__) < digit_version('2.5'),
+    reason="torch 2.4's own attention on CPU overflows in float16",
+)
 @pytest.mark.parametrize('dtype', HALVES)
 @pytest.mark.parametrize('region', [(2, 2), (8, 8)])
 def test_logits_beyond_half_precision(dtype, region):
