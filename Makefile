@@ -64,7 +64,8 @@ bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.plot
 
 bench-long: env  ## run the others: COCO's size (20 GB of memory), large images, torch.compile
-	@$(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
+	@MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000 \
+	  $(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
 	@$(PY) -m benchmarks.cpu compile --out $(RESULTS)/cpu_compile.json
 	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
 	@$(PY) -m benchmarks.plot

@@ -89,11 +89,12 @@ def facts(name: str, results: Results) -> str:
     repeats = record.get('repeats')
     timed = f'median of {repeats}, ' if repeats and repeats > 1 else ''
     timed = 'timed once after a warm-up, ' if repeats == 1 else timed
+    settings = ''.join(f'{key}={value} ' for key, value in record.get('malloc', {}).items())
     return (
         f'{timed}{record["threads"]} threads on {record["processor"]}, torch {record["torch"]}, '
         f'mmbiformer {record["mmbiformer"]}, {record["date"]}: '
         f'[{FILES[name]}](../benchmarks/results/{FILES[name]}), '
-        f'`python -m benchmarks.cpu {name} --out benchmarks/results/{FILES[name]}`'
+        f'`{settings}python -m benchmarks.cpu {name} --out benchmarks/results/{FILES[name]}`'
     )
 
 
@@ -232,7 +233,8 @@ def grids_section(results: Results, folder: Path) -> str:
 BiFormer-S, one image, forward, float32. With a fixed grid the regions grow with the image, and
 attention becomes quadratic again; `region_grid='auto'` lets their number grow instead, with the
 cube root of the image's area (`mmbiformer.ops.auto_grid`), and is 7x7 at 224x224. Dense: all tokens
-attend to all in every stage. The last stage is dense in all of them.
+attend to all in every stage. The last stage is dense in all of them. Settings `MALLOC_…` below keep
+memory between steps; as glibc's allocator comes, large images are slower whatever the grid.
 
 ![Seconds per megapixel](speed/grids.svg)
 

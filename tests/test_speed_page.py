@@ -33,10 +33,11 @@ def fake(folder):
         coco=case,
         rivals=dict(seconds={'forward': {'BiFormer-S': 1.0, 'Swin-S': 2.0}}),
         grids=dict(
+            malloc={'MALLOC_MMAP_MAX_': '0'},
             seconds={
                 size: {'auto': s} | ({'dense': 4 * s} if s == 1 else {})
                 for size, s in sizes.items()
-            }
+            },
         ),
         deterministic=dict(seconds={'training step': dict(default=1.0, deterministic=1.25)}),
         compile=dict(
@@ -70,6 +71,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
         '| 512x512 | 3.81 s | 15.3 s |',
         '| 1024x1024 | 4.77 s | not run |',
         '| 1024x1024 against 512x512 | 1.25x |  |',
+        '`MALLOC_MMAP_MAX_=0 python -m benchmarks.cpu grids --out benchmarks/results',
         '| deterministic, training step | 1.00 s | 1.25 s | 0.80x |',
         '| compiled, forward (first call: 42 s) | 3.00 s | 2.00 s | 1.50x |',
     ):
