@@ -311,20 +311,26 @@ class Runner:
         with self.log.open('ab+') as log:
             log.write(f'\n$ {" ".join(command)}\n'.encode())
             start = log.tell()
-            with subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=str(ROOT),
-                env=dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK='1', **environment),
-                start_new_session=True,  # Ctrl-C reaches this script only, which ends them all
-            ) as process:
-                try:
-                    follow(process.stdout, log)
-                except BaseException:
+            process = None
+            try:
+                with interrupts_held():
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT,
+                        cwd=str(ROOT),
+                        env=dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK='1', **environment),
+                        # Ctrl-C reaches this script only, which ends them all.
+                        start_new_session=True,
+                    )
+                follow(process.stdout, log)
+                process.wait()
+            except BaseException:
+                if process is not None:
                     end(process)
-                    raise
+                raise
+            process.stdout.close()
             if process.returncode != 0:
                 log.seek(start)
                 output = log.read().decode(errors='replace')
@@ -344,6 +350,21 @@ class Runner:
         elif 'Killed' in output:
             lines.append('The compiler was killed, most likely for memory: try MAX_JOBS=1.')
         return '\n'.join([*lines, f'Full log: {self.log}'])
+
+
+@contextlib.contextmanager
+def interrupts_held():
+    """Let Ctrl-C and SIGTERM wait: a command that is just starting could not be ended."""
+    held = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, lambda *args: held.append(args)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers):
+            signal.signal(number, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def end(process):
