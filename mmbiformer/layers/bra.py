@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..ops import auto_grid, check_backend, num_regions, route_regions, routed_attention
 from ..ops.regions import ceil_div, crop, exporting
 from .conv import DepthwiseConv2d
+from .inplace import add
 from .linear import Linear
 
 PADDINGS = ('input', 'projected', 'mask')
@@ -131,7 +132,7 @@ class BiLevelRoutingAttention(nn.Module):
         if self.padding == 'projected':
             out = crop(out, height, width)
         # Cropping before the projection saves it the padded tokens; they never mix.
-        return self.proj(crop(out + lepe, height, width))
+        return self.proj(crop(add(out, lepe), height, width))
 
     def extra_repr(self) -> str:
         return (

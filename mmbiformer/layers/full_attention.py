@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d
+from .inplace import add
 from .linear import Linear
 
 
@@ -48,7 +49,7 @@ class FullAttention(nn.Module):
         lepe = self.lepe(x if self.lepe_source == 'input' else qkv.chunk(3, dim=-1)[2])
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, H * W, C / heads)
-        return self.proj(out.transpose(1, 2).reshape_as(x) + lepe)
+        return self.proj(add(out.transpose(1, 2).reshape_as(x), lepe))
 
     def extra_repr(self) -> str:
         return f'num_heads={self.num_heads}, lepe_source={self.lepe_source!r}'

@@ -1,9 +1,9 @@
 """Two-layer perceptrons on channels-last maps."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conv import DepthwiseConv2d
+from .inplace import add, gelu
 from .linear import Linear
 
 
@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class ConvMLP(MLP):
@@ -40,4 +40,4 @@ class ConvMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         x = self.fc1(x)
-        return self.fc2(F.gelu(x + self.conv(x)))
+        return self.fc2(gelu(add(x, self.conv(x))))

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import adapt_backbone_state
 from ..layers import DepthwiseConv2d
+from ..layers.inplace import add
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -42,9 +43,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         if self.pos_embed is not None:
-            x = x + self.pos_embed(x)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+            x = add(x, self.pos_embed(x))
+        x = add(x, self.drop_path(self.attn(self.norm1(x))))
+        return add(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
 class HierarchicalBackbone(BaseModule):
