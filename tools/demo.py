@@ -240,11 +240,13 @@ DEMOS = {
     'retinanet': Demo('retinanet_', 'coco', (400, 80), BOXES, draw_instances),
     'sfpn': Demo('sfpn_', 'ade20k', (400, 80), REGIONS, draw_maps),
     'upernet': Demo('upernet_', 'ade20k', (400, 80), REGIONS, draw_maps),
-    'classification': Demo('', 'imagenet', (1400, 280), TOP1, draw_label),
+    'classification': Demo('', 'imagenet', (3500, 700), TOP1, draw_label),
 }
 
-# Both have the same widths, so that necks and heads fit as they are.
-BACKBONES = {'biformer_t': {}, 'debiformer_t': {'model.backbone.type': 'mmbiformer.DeBiFormer'}}
+# Both have the same widths, so that necks and heads fit as they are. DeBiFormer routes to up to 49
+# regions.
+DEBIFORMER = {'model.backbone.type': 'mmbiformer.DeBiFormer', 'model.backbone.region_grid': 7}
+BACKBONES = {'biformer_t': {}, 'debiformer_t': DEBIFORMER}
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,7 +3,7 @@ _base_ = '../biformer_t_in1k.py'
 
 num_classes = 7
 model = dict(
-    backbone=dict(drop_path_rate=0.0),
+    backbone=dict(region_grid=4, drop_path_rate=0.0),  # maps are 16, 8 and 4 tokens wide
     head=dict(num_classes=num_classes, topk=(1,)),
     train_cfg=None,
 )
@@ -20,13 +20,19 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='RandomFlip', prob=[0.3, 0.3], direction=['horizontal', 'vertical']),
+            # Most shapes wear the hue of their class: with it alone 0.9 is reached, and no more.
+            dict(
+                type='RandomApply',
+                transforms=dict(type='ColorJitter', hue=0.5, backend='cv2'),
+                prob=0.3,
+            ),
             dict(type='PackInputs'),
         ],
         **dataset,
     ),
 )
 val_dataloader = dict(
-    batch_size=32,
+    batch_size=50,
     num_workers=1,
     dataset=dict(
         _delete_=True,
@@ -39,12 +45,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 3
+epochs = 4
 train_cfg = dict(max_epochs=epochs)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )

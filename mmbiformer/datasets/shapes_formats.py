@@ -322,8 +322,8 @@ class Format:
     folders: tuple[str, ...]
 
 
-CENTRED = ShapesSpec(size=(128, 128), objects=(1, 1), shape_size=(32.0, 96.0), spread=0.25)
-"""One shape about the middle, among as many distractors as in the scenes of several."""
+CENTRED = ShapesSpec(size=(64, 64), objects=(1, 1), shape_size=(40.0, 60.0), spread=0.1)
+"""One shape that fills most of the image, among as many distractors as in the scenes of several."""
 
 FORMATS = {
     'coco': Format(
