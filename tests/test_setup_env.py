@@ -374,6 +374,7 @@ def test_lock(setup_env, stack):
     entries = re.sub(r'^ *#.*\n', '', text, flags=re.M).replace('\\\n', '').splitlines()
     pin = r'[a-z0-9-]+(\[[a-z, ]+\])?==[\w.]+( ; [^-]+)?'
     assert len(entries) > 90
+    assert 'opencv-python-headless==' in text  # set-up installs it by its name
     assert all(re.fullmatch(rf'{pin}( +--hash=sha256:[0-9a-f]{{64}})+', e.strip()) for e in entries)
 
 
