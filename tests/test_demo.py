@@ -27,6 +27,7 @@ def test_demo_learns_other_scenes(task, metric, bar, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=tmp_path.parent,  # not where the data lies
     )
     assert done.returncode == 0, done.stdout[-4000:]
     print(done.stdout[-3000:])

@@ -7,6 +7,7 @@ Examples:
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -261,7 +262,7 @@ def parse_args() -> argparse.Namespace:
 def run(*command: str) -> None:
     """Run one of the project's commands, its output shown as it comes."""
     print('\n$ python ' + ' '.join(command), flush=True)
-    status = subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    status = subprocess.run([sys.executable, *command]).returncode
     if status:
         raise CommandError(f'`python {" ".join(command)}` ended with status {status}; see above')
 
@@ -271,28 +272,29 @@ def main() -> None:
     args = parse_args()
     demo = DEMOS[args.task]
     start = time.perf_counter()
+    os.chdir(ROOT)  # the paths in the configs begin there
     config = f'configs/demo/{demo.prefix}biformer_t_shapes.py'
     changes = BACKBONES[args.model]
-    cfg = Config.fromfile(ROOT / config)
+    cfg = Config.fromfile(config)
     cfg.merge_from_dict(changes)
-    data = ROOT / cfg.train_dataloader.dataset.data_root
+    data = Path(cfg.train_dataloader.dataset.data_root)
     work_dir = Path('work_dirs', 'demo', f'{demo.prefix}{args.model}_shapes')
 
     train_images, val_images = demo.images
-    print(f'Synthetic shapes: {train_images} + {val_images} images in {data.relative_to(ROOT)}')
+    print(f'Synthetic shapes: {train_images} + {val_images} images in {data}')
     make_shapes(data, train_images, val_images, args.seed, overwrite=True, format=demo.format)
     options = [f'{key}={value}' for key, value in changes.items()]
     options = ['--cfg-options', *options] if options else []
     run('tools/train.py', config, '--work-dir', str(work_dir), *options)
-    name = Path((ROOT / work_dir / 'last_checkpoint').read_text().strip()).name
+    name = Path((work_dir / 'last_checkpoint').read_text().strip()).name
     checkpoint = work_dir / name
     run('tools/test.py', config, str(checkpoint), '--work-dir', str(work_dir / 'test'), *options)
 
     register_safe_loader()
     curves, pictures = work_dir / 'curves.png', work_dir / 'predictions.png'
-    train, val = read_scalars(ROOT / work_dir, next(iter(demo.metrics)))
-    draw_curves(train, val, demo.metrics, ROOT / curves)
-    draw_predictions(cfg, ROOT / checkpoint, demo.draw, ROOT / pictures)
+    train, val = read_scalars(work_dir, next(iter(demo.metrics)))
+    draw_curves(train, val, demo.metrics, curves)
+    draw_predictions(cfg, checkpoint, demo.draw, pictures)
     reached = ', '.join(
         f'{label} {val[-1][name] / scale(name):.3f}' for name, label in demo.metrics.items()
     )
