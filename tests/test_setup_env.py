@@ -293,7 +293,9 @@ def test_interrupted(project, setup_env, number):
     venv.mkdir()
     setup_env.write_stamp(venv, setup_env.UNFINISHED, 'cpu')  # an earlier one was killed
     code = 'setup_env.VENV_GB = setup_env.TEMP_GB = setup_env.CACHE_GB = 0; '
-    code += 'setup_env.find_compiler = setup_env.check_python_headers = lambda: None'
+    code += 'setup_env.find_compiler = setup_env.check_python_headers = lambda: None; '
+    # Shells let what they start in the background ignore Ctrl-C, these tests for instance.
+    code += 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler)'
     process = start(project, code=code)
     assert process.stdout.readline() == 'removing .venv, which is incomplete\n'
     assert process.stdout.readline().startswith('[1/4] ')
