@@ -6,9 +6,7 @@ _base_ = ['../retinanet_biformer_t_coco.py', '_base_/shapes_coco.py']
 # weights, meant for 256 channels, would begin too small to learn quickly.
 channels = 64
 model = dict(
-    backbone=dict(
-        region_grid=(5, 6), drop_path_rate=0.0, norm_eval=False, out_indices=(0, 1, 2, 3)
-    ),
+    backbone=dict(region_grid=7, drop_path_rate=0.0, norm_eval=False, out_indices=(0, 1, 2, 3)),
     neck=dict(in_channels=[64, 128, 256, 512], out_channels=channels, num_outs=4),
     bbox_head=dict(
         num_classes=len(_base_.shapes_metainfo['classes']),
