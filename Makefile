@@ -41,7 +41,7 @@ test: env  ## run the fast tests
 	@$(PY) -m pytest -m "not slow" --durations 10
 
 test-slow: env  ## run the slow tests, which train small models
-	@$(PY) -m pytest -m slow --durations 10
+	@$(PY) -m pytest -m slow --timeout 3600 --durations 10
 
 smoke:  ## run the tests that need no mmcv with another torch (TORCH=2.5.0)
 	@tests/smoke.sh "$(TORCH)" $(SETUP_PYTHON)
