@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 from test_checkpoint import Canary, official
 
 import mmbiformer.hub.mmpretrain
@@ -19,6 +19,12 @@ from mmbiformer.models import BiFormer
 from mmbiformer.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """MMEngine's default scope is global: one set by an earlier test would be the doors' too."""
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='module')
