@@ -273,3 +273,12 @@ def test_shapes_must_fit():
             routed_attention(q, k, v, wrong, **options)
     with pytest.raises(ValueError, match='must be positive'):
         routed_attention(q, k, v, routes, num_heads=0, region_size=(2, 2))
+
+
+@pytest.mark.parametrize('backend', ON_CPU)
+def test_channels_that_are_no_neighbours(backend):
+    """Regions of one token of a map stored as NCHW: the smallest that PyTorch's kernel misread."""
+    q, k, v = (torch.randn(1, 6, 1, 32).double().permute(0, 2, 3, 1) for _ in range(3))
+    routes = route_regions(q, k, 1, (1, 1))
+    found = routed_attention(q, k, v, routes, num_heads=2, region_size=(1, 1), backend=backend)
+    assert torch.equal(found, v.flatten(1, 2)[:, routes[0, :, 0]].unflatten(1, (1, 32)))

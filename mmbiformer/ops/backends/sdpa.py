@@ -174,6 +174,9 @@ def _operands(
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """(N, T, C) to (N, heads, T, C / heads)."""
+    # PyTorch's kernel on CPU takes channels for neighbours: of other maps it reads wrong numbers.
+    if x.stride(-1) != 1:
+        x = x.contiguous()
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
