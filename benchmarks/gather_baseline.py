@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmbiformer.layers import BiLevelRoutingAttention, DeformableAgentAttention, FullAttention
-from mmbiformer.layers.bra import pad_to
 from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.ops.regions import pad_to
 
 
 def gather_attention(q: Tensor, kv: Tensor, routes: Tensor, heads: int, scale: float) -> Tensor:

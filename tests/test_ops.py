@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmbiformer.ops import BACKENDS, region_means, route_regions, routed_attention
+from mmbiformer.ops.backends import sdpa
 
 
 @dataclass
@@ -90,6 +91,31 @@ def test_backend_equals_reference(case, backend):
     tensors = case.tensors()
     expected, cotangent = run(tensors, case.options(), 'reference')
     found, _ = run(tensors, case.options(), backend, cotangent)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('strips', [1, 3])
+@pytest.mark.parametrize(
+    'name', ['large regions, one route', 'ragged, one route', 'hub, ragged', 'one image']
+)
+def test_pieces_make_the_whole(name, strips, monkeypatch):
+    case = CASES[name]
+    tensors = case.tensors()
+    expected, cotangent = run(tensors, case.options(), 'reference')
+    a_strip = -(-case.query[1] // case.region[1]) * case.topk * 2 * tensors[1].element_size()
+    a_strip *= case.region[0] * case.region[1] * case.heads * case.head_dim
+    monkeypatch.setattr(sdpa, 'PIECE_BYTES', strips * a_strip)
+    sizes, plain = [], sdpa._operands
+
+    def note(q, *args):
+        sizes.append(len(q))
+        return plain(q, *args)
+
+    monkeypatch.setattr(sdpa, '_operands', note)
+    found, _ = run(tensors, case.options(), 'sdpa', cotangent)
+    assert sizes[0] == strips
+    assert len(sizes) > 2  # forward and backward
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 

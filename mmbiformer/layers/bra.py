@@ -2,11 +2,10 @@
 
 import math
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import auto_grid, check_backend, num_regions, route_regions, routed_attention
-from ..ops.regions import ceil_div, crop, exporting
+from ..ops.regions import ceil_div, crop, pad_to
 from .conv import DepthwiseConv2d
 from .inplace import add
 from .linear import Linear
@@ -168,9 +167,3 @@ def check_topk(topk: int, grid: tuple[int, int] | str) -> None:
             f'topk={topk} does not fit the {regions} regions of a {grid[0]}x{grid[1]} grid; '
             f'choose 1 <= topk <= {regions} or a finer region_grid'
         )
-
-
-def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Zero-pad a map (B, H, W, C) at the right and bottom to (B, height, width, C)."""
-    bottom, right = height - x.shape[1], width - x.shape[2]
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if exporting() or bottom or right else x

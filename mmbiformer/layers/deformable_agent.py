@@ -14,8 +14,8 @@ from ..ops import (
     route_regions,
     routed_attention,
 )
-from ..ops.regions import ceil_div, crop, with_symbols
-from .bra import check_topk, pad_to, to_grid
+from ..ops.regions import ceil_div, crop, pad_to, with_symbols
+from .bra import check_topk, to_grid
 from .conv import DepthwiseConv2d
 from .linear import Linear
 from .mlp import ConvMLP

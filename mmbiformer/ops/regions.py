@@ -102,6 +102,12 @@ def with_symbols() -> bool:
     return exporting() and not torch.compiler.is_dynamo_compiling()
 
 
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Zero-pad a map (B, H, W, C) at the right and bottom to (B, height, width, C)."""
+    bottom, right = height - x.shape[1], width - x.shape[2]
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if exporting() or bottom or right else x
+
+
 def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     """Cut a map into regions; tokens beyond the edge are filled with zeros.
 
@@ -115,8 +121,7 @@ def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     batch, height, width, channels = x.shape
     h, w = region_size
     rows, cols = num_regions((height, width), region_size)
-    if exporting() or rows * h != height or cols * w != width:
-        x = F.pad(x, (0, 0, 0, cols * w - width, 0, rows * h - height))
+    x = pad_to(x, rows * h, cols * w)
     x = x.reshape(batch, rows, h, cols, w, channels).transpose(2, 3)
     return x.reshape(batch, rows * cols, h * w, channels)
 

@@ -13,15 +13,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..regions import (
+    crop,
     existing_tokens,
     exporting,
     merge_regions,
     num_regions,
+    pad_to,
     region_of_token,
     split_regions,
 )
 
 Size = tuple[int, int]
+
+# Gathered keys and values held at a time. glibc hands larger tensors back to the system, and
+# getting their pages again can take longer than the attention.
+PIECE_BYTES = 2**25
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -48,17 +54,17 @@ def attend(
         run = _attend_gathered
     elif all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
         run = _attend_under_mask
-    elif _keeps_copies(query, value):
-        run = _GatheredFlash.apply
+    elif _in_pieces(query, value):
+        run = _GatheredInPieces.apply
     else:
         run = _attend_gathered
     return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
 
 
-def _keeps_copies(query: Tensor, value: Tensor) -> bool:
-    """Whether autograd would keep gathered copies that :class:`_GatheredFlash` spares, on CPU."""
+def _in_pieces(query: Tensor, value: Tensor) -> bool:
+    """Whether :class:`_GatheredInPieces` can run: PyTorch's kernels for CPU, called directly."""
     runs = query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0
-    return runs and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    return runs and not torch.jit.is_tracing()
 
 
 def _attend_under_mask(
@@ -96,19 +102,22 @@ def _attend_gathered(
 ) -> Tensor:
     """Query regions attend to gathered copies of their routed regions."""
     rows = _flat_rows(routes, key, key_region_size)
-    q, k, v, mask = _operands(
-        query, key, value, routes, rows, num_heads, region_size, key_region_size
-    )
+    q = _regions(query, region_size)
+    k, v = (_gather(_regions(x, key_region_size), rows) for x in (key, value))
+    q, k, v = (_heads(x, num_heads) for x in (q, k, v))
+    mask = _edge_mask(key, routes, key_region_size)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return _merge(out, query, region_size)
+    out = out.transpose(1, 2).reshape(*routes.shape[:2], q.shape[2], value.shape[3])
+    return merge_regions(out, query.shape[1:3], region_size)
 
 
-class _GatheredFlash(torch.autograd.Function):
-    """:func:`_attend_gathered` that keeps no gathered copy for the backward pass, on CPU.
+class _GatheredInPieces(torch.autograd.Function):
+    """:func:`_attend_gathered` for a few rows of regions at a time, on CPU.
 
-    Gathering again costs a few percent of the attention; the copies would be k times keys and
-    values. PyTorch's own CPU kernels are called directly, as their log-sum-exp is not to be had
-    from ``scaled_dot_product_attention``.
+    The next piece takes the memory of what was gathered for one, and none of it is kept for the
+    backward pass: gathering again costs a few percent of the attention, the copies would be k times
+    keys and values. PyTorch's own CPU kernels are called directly: their log-sum-exp is not to be
+    had from ``scaled_dot_product_attention``.
     """
 
     @staticmethod
@@ -123,53 +132,95 @@ class _GatheredFlash(torch.autograd.Function):
         key_region_size: Size,
         scale: float,
     ) -> Tensor:
-        ctx.geometry = num_heads, region_size, key_region_size
-        ctx.scale = scale
+        ctx.settings = num_heads, region_size, key_region_size, scale
+        q, k, v = _strips(query, region_size), *(_regions(x, key_region_size) for x in (key, value))
         rows = _flat_rows(routes, key, key_region_size)
-        q, k, v, mask = _operands(query, key, value, routes, rows, *ctx.geometry)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, attn_mask=mask, scale=scale
-        )
-        ctx.save_for_backward(query, key, value, routes, out, lse)
-        return _merge(out, query, region_size)
+        mask = _edge_mask(key, routes, key_region_size)
+        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        for strips, regions in _pieces(q, k, v, rows):
+            operands = _operands(q[strips], k, v, rows[regions], num_heads)
+            part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *operands, attn_mask=None if mask is None else mask[regions], scale=scale
+            )
+            _put(out[strips], part)
+            kept += part, lse
+        ctx.save_for_backward(query, key, value, routes, *kept)
+        return _map(out, query)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, routes, out, lse = ctx.saved_tensors
-        num_heads, region_size, key_region_size = ctx.geometry
+        query, key, value, routes, *kept = ctx.saved_tensors
+        num_heads, region_size, key_region_size, scale = ctx.settings
+        q, grad = (_strips(x, region_size) for x in (query, grad))
+        k, v = (_regions(x, key_region_size) for x in (key, value))
         rows = _flat_rows(routes, key, key_region_size)
-        q, k, v, mask = _operands(query, key, value, routes, rows, *ctx.geometry)
-        grad = _heads(split_regions(grad, region_size).flatten(0, 1), num_heads)
-        grad_q, grad_k, grad_v = (
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=ctx.scale
+        mask = _edge_mask(key, routes, key_region_size)
+        grad_query = torch.empty_like(q, memory_format=torch.contiguous_format)
+        totals = [x.new_zeros(x.shape).flatten(1) for x in (k, v)]
+        pieces = zip(_pieces(q, k, v, rows), kept[::2], kept[1::2], strict=True)
+        for (strips, regions), part, lse in pieces:
+            operands = _operands(q[strips], k, v, rows[regions], num_heads)
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                _heads(_tokens(grad[strips]), num_heads),
+                *operands,
+                part,
+                lse,
+                0.0,
+                False,
+                attn_mask=None if mask is None else mask[regions],
+                scale=scale,
             )
+            _put(grad_query[strips], grads[0])
+            for total, each in zip(totals, grads[1:], strict=True):
+                # One long row a region, in the order of the list: fast, and always the same sum.
+                chosen = rows[regions].flatten()
+                total.index_add_(0, chosen, each.transpose(1, 2).reshape(len(chosen), -1))
+        grads = (
+            merge_regions(total.view(len(key), -1, *x.shape[1:]), key.shape[1:3], key_region_size)
+            for total, x in zip(totals, (k, v), strict=True)
         )
-        return (
-            _merge(grad_q, query, region_size),
-            _scatter(grad_k, rows, key, key_region_size),
-            _scatter(grad_v, rows, value, key_region_size),
-            *(None,) * 5,
-        )
+        return _map(grad_query, query), *grads, *(None,) * 5
 
 
-def _operands(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    rows: Tensor,
-    num_heads: int,
-    region_size: Size,
-    key_region_size: Size,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Queries, gathered keys and values as (B * Rq, heads, tokens, dim), and their mask."""
-    q = split_regions(query, region_size).flatten(0, 1)
-    k = _gather(key, rows, routes, key_region_size)
-    v = _gather(value, rows, routes, key_region_size)
-    mask = _edge_mask(key, routes, key_region_size)
-    return *(_heads(x, num_heads) for x in (q, k, v)), mask
+def _pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> list[tuple[slice, slice]]:
+    """Which strips to take at a time, and which query regions these are."""
+    cols = q.shape[2]
+    gathered = cols * rows.shape[1] * (k[0].numel() + v[0].numel()) * k.element_size()
+    step = len(q) if torch.compiler.is_compiling() else max(1, PIECE_BYTES // max(1, gathered))
+    return [
+        (slice(start, start + step), slice(start * cols, (start + step) * cols))
+        for start in range(0, len(q), step)
+    ]
+
+
+def _operands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int) -> list[Tensor]:
+    """Queries of some strips, their gathered keys and values: (regions, heads, tokens, dim)."""
+    return [_heads(x, num_heads) for x in (_tokens(q), _gather(k, rows), _gather(v, rows))]
+
+
+def _strips(x: Tensor, region_size: Size) -> Tensor:
+    """Map (B, H, W, C) to its rows of regions, (B * rows, h, cols, w, C): a view if it can be."""
+    h, w = region_size
+    rows, cols = num_regions(x.shape[1:3], region_size)
+    return pad_to(x, rows * h, cols * w).reshape(-1, h, cols, w, x.shape[3])
+
+
+def _map(strips: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_strips`, of the size of ``like``."""
+    width, channels = strips.shape[2] * strips.shape[3], strips.shape[4]
+    return crop(strips.view(len(like), -1, width, channels), *like.shape[1:3])
+
+
+def _tokens(strips: Tensor) -> Tensor:
+    """Strips (n, h, cols, w, C) to regions (n * cols, h * w, C)."""
+    return strips.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+def _put(strips: Tensor, x: Tensor) -> None:
+    """Write (n * cols, heads, h * w, C / heads) into strips (n, h, cols, w, C)."""
+    target = strips.transpose(1, 2)
+    target.copy_(x.transpose(1, 2).reshape(target.shape))
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -181,28 +232,21 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def _flat_rows(routes: Tensor, key: Tensor, key_region_size: Size) -> Tensor:
-    """Routed regions numbered through the batch, (B * Rq * k,)."""
+    """Routed regions numbered through the batch, (B * Rq, k)."""
     rows, cols = num_regions(key.shape[1:3], key_region_size)
     image = torch.arange(routes.shape[0], device=routes.device)[:, None, None]
-    return (routes + image * (rows * cols)).flatten()
+    return (routes + image * (rows * cols)).flatten(0, 1)
 
 
-def _gather(x: Tensor, rows: Tensor, routes: Tensor, region_size: Size) -> Tensor:
-    """Map (B, H, W, C) to the tokens routed to, (B * Rq, k * T, C)."""
-    regions = split_regions(x, region_size).flatten(0, 1)
-    shape = routes.shape[0] * routes.shape[1], routes.shape[2] * regions.shape[1], x.shape[3]
-    return regions.index_select(0, rows).view(shape)
+def _regions(x: Tensor, region_size: Size) -> Tensor:
+    """Map (B, H, W, C) to the regions of all images, (B * R, T, C)."""
+    return split_regions(x, region_size).flatten(0, 1)
 
 
-def _scatter(x: Tensor, rows: Tensor, like: Tensor, region_size: Size) -> Tensor:
-    """The adjoint of :func:`_gather`, from heads: (B * Rq, heads, k * T, C / heads) to a map."""
-    regions = num_regions(like.shape[1:3], region_size)
-    shape = like.shape[0], regions[0] * regions[1], region_size[0] * region_size[1], like.shape[3]
-    total = x.new_zeros(shape)
-    # One long row a region, in the order of the list: fast, and the same sum every time.
-    x = x.transpose(1, 2).reshape(len(rows), shape[2] * shape[3])
-    total.view(-1, shape[2] * shape[3]).index_add_(0, rows, x)
-    return merge_regions(total, like.shape[1:3], region_size)
+def _gather(regions: Tensor, rows: Tensor) -> Tensor:
+    """Regions (R, T, C) by rows (n, k) of them to (n, k * T, C)."""
+    shape = rows.shape[0], rows.shape[1] * regions.shape[1], regions.shape[2]
+    return regions.index_select(0, rows.flatten()).view(shape)
 
 
 def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
@@ -215,10 +259,3 @@ def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
     mask = torch.zeros(exists.shape, dtype=key.dtype, device=key.device)
     mask = mask.masked_fill(~exists, -torch.inf)
     return mask[routes].flatten(2).flatten(0, 1)[:, None, None]
-
-
-def _merge(x: Tensor, like: Tensor, region_size: Size) -> Tensor:
-    """Heads of regions (B * R, heads, T, C / heads) to a map of the size of ``like``."""
-    rows, cols = num_regions(like.shape[1:3], region_size)
-    x = x.transpose(1, 2).flatten(2).unflatten(0, (like.shape[0], rows * cols))
-    return merge_regions(x, like.shape[1:3], region_size)
