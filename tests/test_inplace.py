@@ -1,10 +1,10 @@
-"""Inference may reuse memory; nothing that is still needed may change."""
+"""Inference may spare memory; nothing that is still needed, and no number, may change."""
 
 import pytest
 import torch
 
 from mmbiformer.layers.inplace import add, gelu
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, DeBiFormer, hierarchical
 
 TOY = dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256))
 
@@ -36,3 +36,39 @@ def test_the_wider_type_wins():
     x, branch = torch.randn(2, 5), torch.randn(2, 5).bfloat16()
     assert add(x, branch).dtype == torch.float32
     assert torch.equal(add(x, branch), x + branch)
+
+
+@pytest.mark.parametrize('net', [BiFormer(dict(TOY, mlp_ratio=2)), DeBiFormer(TOY)])
+@torch.no_grad()
+def test_a_few_images_at_a_time(net, monkeypatch):
+    """Blocks see parts of a large batch; a hook in one of them sees it whole."""
+    net.eval()
+    x = torch.randn(5, 3, 64, 96)
+    seen = []
+    plain = hierarchical.Block.forward
+
+    def note(block, x):
+        seen.append(len(x))
+        return plain(block, x)
+
+    monkeypatch.setattr(hierarchical.Block, 'forward', note)
+    whole = net(x)
+    assert {*seen} == {5}
+
+    seen.clear()
+    monkeypatch.setattr(hierarchical, 'MAP_BYTES', 2 * 16 * 24 * 32 * 4)  # two of the first stage
+    parts = net(x)
+    assert seen[:3] == ([2, 2, 1] if isinstance(net, BiFormer) else [2, 2, 2])
+    assert seen[-1] == 5  # in the last stage maps are smaller
+    torch.testing.assert_close(parts, whole)
+
+    seen.clear()
+    hook = net.stages[0][-1].norm2.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(net(x), whole)
+    assert {*seen[: len(net.stages[0])]} == {5}
+    hook.remove()
+
+    seen.clear()
+    with torch.enable_grad():
+        net(x)
+    assert {*seen} == {5}

@@ -16,6 +16,9 @@ from ..layers.inplace import add
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
+# How large a map may be in inference on CPU: what a block makes of it is then small enough to stay
+# in the processor's cache and for glibc to keep its memory for the next block.
+MAP_BYTES = 3 * 2**20
 
 
 class Block(nn.Module):
@@ -149,16 +152,24 @@ class HierarchicalBackbone(BaseModule):
         x = x.contiguous(memory_format=torch.channels_last)
         for i, stage in enumerate(self.stages):
             x = self.downsample_layers[i](x).permute(0, 2, 3, 1)
-            for block in stage:
-                if self.with_cp and x.requires_grad:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            images = images_at_a_time(stage, x)
+            if images is None:
+                x = self._run(stage, x)
+            else:
+                x = torch.cat([self._run(stage, part) for part in x.split(images)])
             if i in self.out_indices and not self.final_norm:
                 # mmcv's RoIAlign reads memory as NCHW, whatever the strides say.
                 outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
             x = x.permute(0, 3, 1, 2)
         return (self.norm(x),) if self.final_norm else tuple(outs)
+
+    def _run(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in stage:
+            if self.with_cp and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
 
     def train(self, mode: bool = True) -> 'HierarchicalBackbone':
         """Set the mode; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval mode."""
@@ -204,6 +215,29 @@ class HierarchicalBackbone(BaseModule):
                 frozen.append(getattr(self, f'norm{i}'))
         for module in frozen:
             module.eval().requires_grad_(False)
+
+
+def images_at_a_time(stage: nn.ModuleList, x: Tensor) -> int | None:
+    """How many images of a batch go through a stage's blocks together; nothing there mixes them.
+
+    Args:
+        stage: Blocks.
+        x: Their input, (B, H, W, C).
+
+    Returns:
+        int | None: In inference on CPU as many as leave the maps in its cache. None, that is all,
+        if these are all, anywhere else, and where a hook listens, so that it gets whole batches.
+    """
+    if (
+        x.device.type != 'cpu'
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or any(module._forward_hooks or module._forward_pre_hooks for module in stage.modules())
+    ):
+        return None
+    images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
+    return images if images < len(x) else None
 
 
 def conv_downsample(in_dim: int, dim: int, stage: int) -> nn.Sequential:
