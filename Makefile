@@ -21,6 +21,9 @@ endif
 PY := $(VENV)/bin/python
 SETUP_PYTHON := $(or $(PYTHON),python3)
 
+# Programs that are started anew again and again should not compile themselves each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-slow smoke lint format bench bench-long lock clean
 
