@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmbiformer.layers.inplace import add, gelu
+from mmbiformer.layers.inplace import add, gelu, reused_memory
 from mmbiformer.models import BiFormer, DeBiFormer, hierarchical
 
 TOY = dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256))
@@ -25,17 +25,25 @@ def test_inference_equals_training(net):
 def test_gradients_keep_their_inputs():
     x, branch = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5)
     before = branch.clone()
-    add(x, branch).sum().backward()
-    gelu(branch)
+    with reused_memory():
+        add(x, branch).sum().backward()
+        gelu(branch)
+    with torch.no_grad():  # but of a backbone's own accord nothing is reused
+        add(x, branch)
+        gelu(branch)
     assert torch.equal(branch, before)
+    with torch.no_grad(), reused_memory():
+        assert add(x, branch) is branch
+        assert gelu(branch) is branch
 
 
 @torch.no_grad()
 def test_the_wider_type_wins():
     """Under autocast a branch is in half precision; the sum is not."""
     x, branch = torch.randn(2, 5), torch.randn(2, 5).bfloat16()
-    assert add(x, branch).dtype == torch.float32
-    assert torch.equal(add(x, branch), x + branch)
+    with reused_memory():
+        assert add(x, branch).dtype == torch.float32
+        assert torch.equal(add(x, branch), x + branch)
 
 
 @pytest.mark.parametrize('net', [BiFormer(dict(TOY, mlp_ratio=2)), DeBiFormer(TOY)])
@@ -72,3 +80,39 @@ def test_a_few_images_at_a_time(net, monkeypatch):
     with torch.enable_grad():
         net(x)
     assert {*seen} == {5}
+
+
+@pytest.mark.parametrize('net', [BiFormer(dict(TOY, mlp_ratio=2)), DeBiFormer(TOY)])
+@pytest.mark.parametrize('everywhere', [False, True])
+@torch.no_grad()
+def test_hooks_may_keep_what_they_get(net, everywhere):
+    """What a hook gets stays what it is when the net runs on, and so does what it puts in."""
+    net.eval()
+    x = torch.randn(2, 3, 64, 96)
+    modules = [module for stage in net.stages for module in stage.modules()]
+
+    def look():
+        kept = []
+
+        def keep(module, args, out):
+            if module in modules and isinstance(out, torch.Tensor):
+                kept.append((out, out.clone()))
+
+        if everywhere:
+            hooks = [torch.nn.modules.module.register_module_forward_hook(keep)]
+        else:
+            hooks = [module.register_forward_hook(keep) for module in modules]
+        net(x)
+        for hook in hooks:
+            hook.remove()
+        return kept
+
+    kept = look()
+    assert len(kept) > 50
+    assert all(torch.equal(out, copy) for out, copy in kept)
+
+    stored = net.stages[1][0].norm1(torch.randn(2, 8, 12, 64))
+    hook = net.stages[1][0].attn.register_forward_hook(lambda *_: stored)
+    first, second = net(x), net(x)
+    hook.remove()
+    assert all(map(torch.equal, first, second))

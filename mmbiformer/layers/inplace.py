@@ -1,16 +1,33 @@
 """Sums and activations that take no new memory in inference.
 
-On CPU the pages of a new large tensor cost more than the arithmetic that fills it. Training keeps
-to new memory: autograd and hooks may still need the old values.
+On CPU the pages of a new large tensor cost more than the arithmetic that fills it. Backbones allow
+it with :func:`reused_memory` where nothing else can see the tensors: training and hooks may still
+need the old values.
 """
+
+import contextlib
+import threading
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_allowed = threading.local()
+
+
+@contextlib.contextmanager
+def reused_memory() -> Iterator[None]:
+    """Let :func:`add` and :func:`gelu` reuse memory, in this thread and without gradients."""
+    _allowed.here = True
+    try:
+        yield
+    finally:
+        _allowed.here = False
+
 
 def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch; without gradients in the memory of ``branch``, which must then not be used again.
+    """x + branch; under :func:`reused_memory` in that of ``branch``, which must not be used again.
 
     Args:
         x: Any tensor.
@@ -19,13 +36,11 @@ def add(x: Tensor, branch: Tensor) -> Tensor:
     Returns:
         Tensor: The sum.
     """
-    if torch.is_grad_enabled() or branch.dtype != x.dtype:
-        return x + branch
-    return branch.add_(x)
+    return branch.add_(x) if _reuses() and branch.dtype == x.dtype else x + branch
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU; without gradients in the memory of ``x``, which must then not be used again.
+    """GELU; under :func:`reused_memory` in that of ``x``, which must not be used again.
 
     Args:
         x: Any floating-point tensor.
@@ -33,4 +48,11 @@ def gelu(x: Tensor) -> Tensor:
     Returns:
         Tensor: Of the shape and type of ``x``.
     """
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    return torch.ops.aten.gelu_(x) if _reuses() else F.gelu(x)
+
+
+def _reuses() -> bool:
+    # A compiler plans memory itself, and cannot look into threads.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    return getattr(_allowed, 'here', False)

@@ -7,12 +7,13 @@ import torch
 from mmengine.model import BaseModule
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import adapt_backbone_state
 from ..layers import DepthwiseConv2d
-from ..layers.inplace import add
+from ..layers.inplace import add, reused_memory
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -152,11 +153,7 @@ class HierarchicalBackbone(BaseModule):
         x = x.contiguous(memory_format=torch.channels_last)
         for i, stage in enumerate(self.stages):
             x = self.downsample_layers[i](x).permute(0, 2, 3, 1)
-            images = images_at_a_time(stage, x)
-            if images is None:
-                x = self._run(stage, x)
-            else:
-                x = torch.cat([self._run(stage, part) for part in x.split(images)])
+            x = self._run_in_parts(stage, x) if spares_memory(stage, x) else self._run(stage, x)
             if i in self.out_indices and not self.final_norm:
                 # mmcv's RoIAlign reads memory as NCHW, whatever the strides say.
                 outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
@@ -170,6 +167,13 @@ class HierarchicalBackbone(BaseModule):
             else:
                 x = block(x)
         return x
+
+    def _run_in_parts(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
+        """A few images at a time; nothing in a block mixes them."""
+        images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
+        with reused_memory():
+            parts = [self._run(stage, part) for part in x.split(images)]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def train(self, mode: bool = True) -> 'HierarchicalBackbone':
         """Set the mode; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval mode."""
@@ -217,27 +221,22 @@ class HierarchicalBackbone(BaseModule):
             module.eval().requires_grad_(False)
 
 
-def images_at_a_time(stage: nn.ModuleList, x: Tensor) -> int | None:
-    """How many images of a batch go through a stage's blocks together; nothing there mixes them.
+def spares_memory(stage: nn.ModuleList, x: Tensor) -> bool:
+    """Whether a stage's blocks can take a batch in parts and reuse memory: in inference on CPU.
 
-    Args:
-        stage: Blocks.
-        x: Their input, (B, H, W, C).
-
-    Returns:
-        int | None: In inference on CPU as many as leave the maps in its cache. None, that is all,
-        if these are all, anywhere else, and where a hook listens, so that it gets whole batches.
+    Where a hook listens they do neither: it gets whole batches, and may keep them.
     """
     if (
         x.device.type != 'cpu'
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or any(module._forward_hooks or module._forward_pre_hooks for module in stage.modules())
     ):
-        return None
-    images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
-    return images if images < len(x) else None
+        return False
+    hooks = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
+    return not hooks and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in stage.modules()
+    )
 
 
 def conv_downsample(in_dim: int, dim: int, stage: int) -> nn.Sequential:
