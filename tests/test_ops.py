@@ -308,3 +308,21 @@ def test_channels_that_are_no_neighbours(backend):
     routes = route_regions(q, k, 1, (1, 1))
     found = routed_attention(q, k, v, routes, num_heads=2, region_size=(1, 1), backend=backend)
     assert torch.equal(found, v.flatten(1, 2)[:, routes[0, :, 0]].unflatten(1, (1, 32)))
+
+
+@pytest.mark.parametrize('backend', ON_CPU)
+@pytest.mark.parametrize('size', [(32, 16), (30, 15)])
+def test_output_is_the_callers(backend, size):
+    """It may be changed in place; and torch.func gives what autograd gives."""
+    *maps, routes = Case(query=size, region=(8, 8), topk=1).tensors()
+    options = dict(num_heads=2, region_size=(8, 8), backend=backend)
+    q = maps[0].requires_grad_()
+    routed_attention(q, *maps[1:], routes, **options).mul_(2).sum().backward()
+
+    def twice(q):
+        return 2 * routed_attention(q, *maps[1:], routes, **options).sum()
+
+    torch.testing.assert_close(torch.func.grad(twice)(q.detach()), q.grad)
+    with torch.no_grad():
+        found = torch.func.vmap(twice)(torch.stack([q, 2 * q]))
+    torch.testing.assert_close(found, torch.stack([twice(q), twice(2 * q)]).detach())

@@ -1,6 +1,7 @@
 """The specification of routed attention, to be read beside the paper's equations 5 to 7.
 
-Every other backend must give what this one gives: output and gradients, in any dtype.
+Every other backend must give what this one gives for finite numbers: output and gradients, in any
+dtype. (What is no number may reach further there than along the routes.)
 """
 
 import torch

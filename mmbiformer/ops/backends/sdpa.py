@@ -55,7 +55,7 @@ def attend(
     elif all_keys <= routed_keys * (1 + 16 / (region_size[0] * region_size[1])):
         run = _attend_under_mask
     elif _in_pieces(query, value):
-        run = _GatheredInPieces.apply
+        run = _attend_in_pieces
     else:
         run = _attend_gathered
     return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
@@ -64,7 +64,10 @@ def attend(
 def _in_pieces(query: Tensor, value: Tensor) -> bool:
     """Whether :class:`_GatheredInPieces` can run: PyTorch's kernels for CPU, called directly."""
     runs = query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0
-    return runs and not torch.jit.is_tracing()
+    if torch.compiler.is_compiling():
+        return runs
+    # Transforms of torch.func ask more of an autograd.Function.
+    return runs and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
 
 
 def _attend_under_mask(
@@ -111,8 +114,13 @@ def _attend_gathered(
     return merge_regions(out, query.shape[1:3], region_size)
 
 
+def _attend_in_pieces(query: Tensor, *args: Any) -> Tensor:
+    out = _GatheredInPieces.apply(query, *args)
+    return crop(out, *query.shape[1:3])  # here: in there it would make a view, which users see
+
+
 class _GatheredInPieces(torch.autograd.Function):
-    """:func:`_attend_gathered` for a few rows of regions at a time, on CPU.
+    """:func:`_attend_gathered` for a few rows of regions at a time, on CPU; up to whole regions.
 
     The next piece takes the memory of what was gathered for one, and none of it is kept for the
     backward pass: gathering again costs a few percent of the attention, the copies would be k times
@@ -136,16 +144,18 @@ class _GatheredInPieces(torch.autograd.Function):
         q, k, v = _strips(query, region_size), *(_regions(x, key_region_size) for x in (key, value))
         rows = _flat_rows(routes, key, key_region_size)
         mask = _edge_mask(key, routes, key_region_size)
-        out, kept = torch.empty_like(q, memory_format=torch.contiguous_format), []
+        rows_of_tokens, width = len(q) // len(query) * region_size[0], q.shape[2] * region_size[1]
+        out = query.new_empty(len(query), rows_of_tokens, width, query.shape[3])
+        out_strips, kept = _strips(out, region_size), []
         for strips, regions in _pieces(q, k, v, rows):
             operands = _operands(q[strips], k, v, rows[regions], num_heads)
             part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *operands, attn_mask=None if mask is None else mask[regions], scale=scale
             )
-            _put(out[strips], part)
+            _put(out_strips[strips], part)
             kept += part, lse
         ctx.save_for_backward(query, key, value, routes, *kept)
-        return _map(out, query)
+        return out
 
     @staticmethod
     @once_differentiable
