@@ -27,6 +27,8 @@ import safetensors.torch
 import torch
 
 MAX_EXPANDED = 2**26  # bytes of a tensor that is larger than its storage
+MAX_ALL_EXPANDED = 2**28  # bytes that all tensors of a file are larger than their storages
+MAX_ODD_KEYS = 2**11  # numbers and the like in keys: what they cost grows with the square of this
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -123,32 +125,42 @@ def _subclassed_tensor(function: Any, kind: Any, args: Any, state: Any = None) -
     return build(*args)
 
 
-def _key(key: Any) -> Any:
-    """Refuses keys whose hash takes forever or, being a recursion in C, crashes the process."""
-    todo = [key]
-    for count, item in enumerate(todo):
-        _require(count < 100, 'a dictionary key or set member that is nested too deeply')
-        if isinstance(item, (tuple, frozenset)):
-            todo.extend(item)
-    return key
+def _is_plain_key(key: Any) -> bool:
+    """Whether nobody can choose keys like this one to share a hash.
+
+    Hashes of text are random in every process, those of placeholders and tensors are addresses. But
+    any count of numbers can be found that are alike (those that differ by ``2**61 - 1``), and of
+    tuples and sets (``-1`` and ``-2`` are alike). A dictionary compares each with all before it.
+    """
+    if type(key) is tuple:
+        return all(type(item) is str for item in key)
+    if type(key) is int:
+        return abs(key) < 2**32
+    # Not of a class derived from these: numpy's text, for one, is no text to Unpickler.spend.
+    plain = (str, bytes, bool, type(None), Placeholder, torch.Tensor, torch.nn.Parameter)
+    return type(key) in plain
+
+
+# Those that make keys get Unpickler.key first, which checks one.
 
 
 def _collection(kind: type) -> Callable:
-    def build(items: Any = ()) -> Any:
+    def build(check: Callable, items: Any = ()) -> Any:
         _require(type(items) in (list, tuple, set, frozenset), f'bad content of a {kind.__name__}')
-        return kind(_key(item) for item in items)
+        return kind(check(item) for item in items)
 
     return build
 
 
-def _ordered_dict(pairs: Any = ()) -> OrderedDict:
+def _ordered_dict(check: Callable, pairs: Any = ()) -> OrderedDict:
     _require(type(pairs) in (list, tuple), 'bad content of an OrderedDict')
-    return OrderedDict((_key(key), value) for key, value in pairs)
+    return OrderedDict((check(key), value) for key, value in pairs)
 
 
-def _counter(counts: Any = None) -> Counter:  # the milestones of a MultiStep scheduler
-    _require(counts is None or type(counts) is dict, 'bad content of a Counter')
-    return Counter(counts)
+def _counter(check: Callable, counts: Any = None) -> Counter:  # milestones of a MultiStep scheduler
+    counts = {} if counts is None else counts
+    _require(type(counts) is dict, 'bad content of a Counter')
+    return Counter({check(key): count for key, count in counts.items()})
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -242,16 +254,19 @@ _TENSORS: dict = {
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
 }
+_WITH_KEYS: dict = {
+    'collections.OrderedDict': _ordered_dict,
+    'collections.Counter': _counter,
+    'builtins.set': _collection(set),
+    'builtins.frozenset': _collection(frozenset),
+}
 _CALLS: dict = {
     **_TENSORS,
+    **_WITH_KEYS,
     'torch._tensor._rebuild_from_type_v2': _subclassed_tensor,
     'torch.Size': _size,
     'torch.device': _device,
-    'collections.OrderedDict': _ordered_dict,
-    'collections.Counter': _counter,
     'collections.defaultdict': lambda factory=None: {},
-    'builtins.set': _collection(set),
-    'builtins.frozenset': _collection(frozenset),
     'builtins.bytes': _bytes,
     'builtins.bytearray': lambda *args: bytearray(_bytes(*args)),
     'builtins.complex': _complex,
@@ -320,7 +335,10 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: BinaryIO, size: int, storage: Any = None) -> None:
         super().__init__(_Bounded(file, size), encoding='utf-8')
         self.storage = storage
+        self.size = size
         self.budget = 2**20 + 16 * size
+        self.expanded = 0
+        self.odd_keys = 0
 
     def load(self) -> Any:
         try:
@@ -346,6 +364,39 @@ class _Unpickler(pickle._Unpickler):
         self.budget -= sum(len(value) for value in values if type(value) in _SIZED)
         _require(self.budget > 0, 'its pickle copies the same data again and again')
 
+    def key(self, key: Any) -> Any:
+        """Refuses keys that take forever or, being a recursion in C, crash the process."""
+        todo = [key]
+        for count, item in enumerate(todo):
+            _require(count < 100, 'a dictionary key or set member that is nested too deeply')
+            if isinstance(item, (tuple, frozenset)):
+                todo.extend(item)
+            elif isinstance(item, int):  # no hash of an int is kept: a long one costs every time
+                _require(
+                    abs(item) < 2**63,
+                    f'an integer of {item.bit_length()} bits in a dictionary key or set member; '
+                    'at most 63 are read there. Save such numbers as values or as text',
+                )
+        self.spend(*todo)  # they are compared
+        if not _is_plain_key(key):
+            self.odd_keys += len(todo)
+            _require(
+                self.odd_keys <= MAX_ODD_KEYS,
+                f'more than {MAX_ODD_KEYS} numbers and other parts of dictionary keys and set '
+                'members that are neither text nor integers below 2**32; such keys can be made to '
+                'take forever. Use text or small integers as keys and save it again',
+            )
+        return key
+
+    def expand(self, tensor: torch.Tensor) -> None:
+        larger = tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes()
+        self.expanded += max(larger, 0)
+        _require(
+            self.expanded <= MAX_ALL_EXPANDED,
+            f'expanded tensors that are {self.expanded} bytes larger than their storages, which is '
+            f'more than {MAX_ALL_EXPANDED}. Save what was expanded, or contiguous copies',
+        )
+
     def call(self, function: Any, args: Any, kwargs: Any = None) -> Any:
         _require(type(function) is Placeholder, f'a call of a {type(function).__name__}')
         known = _CALLS.get(function.name)
@@ -353,7 +404,12 @@ class _Unpickler(pickle._Unpickler):
             return Placeholder(function.name if known is None else f'{function.name}()')
         _require(type(args) is tuple, f'a call of {function.name} without arguments')
         self.spend(*args)
-        return known(*args)
+        if function.name in _WITH_KEYS:
+            return known(self.key, *args)
+        result = known(*args)
+        if type(result) is torch.Tensor:  # a parameter has been counted as a tensor
+            self.expand(result)
+        return result
 
     def load_reduce(self) -> None:
         args = self.stack.pop()
@@ -379,6 +435,17 @@ class _Unpickler(pickle._Unpickler):
         _require(type(found) is Placeholder, f'items for a {type(found).__name__}')
         return kinds[0]()  # takes what the placeholder does not
 
+    def put(self, index: int) -> None:
+        # The memo is a dictionary too. A pickler counts up from 0.
+        _require(0 <= index <= self.size, 'a memo entry of a number that no pickler gives')
+        self.memo[index] = self.stack[-1]
+
+    def load_put(self) -> None:
+        self.put(int(self.readline()[:-1]))
+
+    def load_long_binput(self) -> None:
+        self.put(int.from_bytes(self.read(4), 'little'))
+
     def load_append(self) -> None:
         item = self.stack.pop()
         self.target(list).append(item)
@@ -389,17 +456,17 @@ class _Unpickler(pickle._Unpickler):
 
     def load_additems(self) -> None:
         items = self.pop_mark()
-        self.target(set).update(_key(item) for item in items)
+        self.target(set).update(self.key(item) for item in items)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.target(dict, OrderedDict)[_key(key)] = value
+        self.target(dict, OrderedDict)[self.key(key)] = value
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
         target = self.target(dict, OrderedDict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[self.key(key)] = value
 
     def load_dict(self) -> None:
         self.metastack[-1].append({})  # below the mark
@@ -407,7 +474,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_frozenset(self) -> None:
         items = self.pop_mark()
-        self.append(frozenset(_key(item) for item in items))
+        self.append(frozenset(self.key(item) for item in items))
 
     def load_bytearray8(self) -> None:
         (size,) = struct.unpack('<Q', self.read(8))
@@ -637,11 +704,13 @@ def _load(file: BinaryIO, map_location: Any) -> Any:
     again = 'the download probably failed: fetch it again and compare its size or hash'
     text = head.lstrip(b'\xef\xbb\xbf \t\r\n')
     _require(head, f'the file is empty; {again}')
+    # First of all: the length of its header, which it begins with, may look like text or like PK.
+    # It is below 2**32.
+    if head[4:9] == b'\x00\x00\x00\x00{':
+        return _load_safetensors(file, map_location)
     _require(not text.startswith(b'<'), f'this looks like an HTML or XML page; {again}')
     _require(not text.startswith(b'version https://git-lfs'), 'a Git LFS pointer: run git lfs pull')
     _require(head[257:262] != b'ustar', 'a tar file: unpack what is in it')
-    if head[8:9] == b'{' and not head.startswith(b'PK'):
-        return _load_safetensors(file, map_location)
     if head.startswith(b'PK'):
         result = _load_zip(file, size, map_location)
     else:

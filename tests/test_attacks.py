@@ -5,7 +5,9 @@ Random damage to every format, and files that are small but ask for hours or for
 
 import contextlib
 import io
+import itertools
 import resource
+import struct
 import subprocess
 import sys
 import time
@@ -120,6 +122,106 @@ def test_bombs(bomb, tmp_path):
     assert done.stdout.strip()
 
 
+def number(value):
+    return b'\x8a\x09' + value.to_bytes(9, 'little', signed=True)
+
+
+def decimal(value):
+    return b'G' + struct.pack('>d', value)
+
+
+MANY = 2**12
+SIGNS = [*itertools.islice(itertools.product([number(-1), number(-2)], repeat=12), MANY)]
+ALIKE = {
+    'integers': [number(i * 2**32) for i in range(1, MANY)],
+    'decimals': [decimal(i * 2.0**61) for i in range(MANY)],
+    'complex numbers': [
+        call('builtins', 'complex', decimal(-1000003.0 * i), decimal(i)) for i in range(MANY)
+    ],
+    'tuples': [b'(' + b''.join(signs) + b't' for signs in SIGNS],
+    'sets': [b'(' + b''.join(signs) + decimal(i) + b'\x91' for i, signs in enumerate(SIGNS)],
+    'nested tuples': [b')' + b'\x85' * (1 + i % 40) for i in range(MANY)],
+}
+"""Kinds of keys of which many with the same hash, or probes, can be found; not all of these are."""
+HOLDERS = {
+    'dict': lambda keys: b'}(' + b''.join(key + b'N' for key in keys) + b'u',
+    'dict by items': lambda keys: b'}' + b''.join(key + b'Ns' for key in keys),
+    'dict from a mark': lambda keys: b'(' + b''.join(key + b'N' for key in keys) + b'd',
+    'set': lambda keys: b'\x8f(' + b''.join(keys) + b'\x90',
+    'frozenset': lambda keys: b'(' + b''.join(keys) + b'\x91',
+    'called set': lambda keys: call('builtins', 'set', b'](' + b''.join(keys) + b'e'),
+    'OrderedDict': lambda keys: call(
+        'collections', 'OrderedDict', b'](' + b''.join(key + b'N\x86' for key in keys) + b'e'
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('keys', 'holder'),
+    [(keys, 'dict') for keys in ALIKE] + [('integers', holder) for holder in [*HOLDERS][1:]],
+)
+def test_keys_with_the_same_hash(keys, holder):
+    """Each is compared with all before it: a file of a few MB would take hours."""
+    content = HOLDERS[holder](ALIKE[keys])
+    with pytest.raises(CheckpointError, match=r'more than 2048 numbers .* Use text'):
+        safe_load(archive(in_dict(x=content)))
+    safe_load(archive(in_dict(x=HOLDERS[holder](ALIKE[keys][:40]))))
+
+
+def test_copies_of_keys_with_the_same_hash():
+    """Also where they are not in the file again."""
+    content = HOLDERS['dict'](ALIKE['integers'][:1000]) + b'q\x000'
+    copies = b'(' + call('collections', 'Counter', b'h\x00') * 600 + b't'
+    with pytest.raises(CheckpointError, match='more than 2048 numbers'):
+        safe_load(archive(in_dict(x=content + copies)))
+
+
+def test_long_keys():
+    """What is long and short in the file, since it stands there once, is hashed every time."""
+    long = b'\x8a\x09' + (2**63).to_bytes(9, 'little')
+    for key in (long, long + b'\x85', b'(' + long + b'\x91', b'\x8a\xff' + b'\x80' * 255):
+        with pytest.raises(CheckpointError, match=r'an integer of \d+ bits in a dictionary key'):
+            safe_load(archive(in_dict(x=b'}' + key + b'Ns')))
+    # Two texts that are equal but not the same have to be compared.
+    twice = (text('x' * 10**5) + b'q\x000') + (text('x' * 10**5) + b'q\x010')
+    keys = b'}h\x00Ns' + b'h\x01Ns' * 2000
+    with pytest.raises(CheckpointError, match='again and again'):
+        safe_load(archive(in_dict(x=twice + keys)))
+
+
+def test_memo_entries_with_the_same_hash():
+    for put in (b'Np%d\n' % (2**61 - 1), b'Np-1\n', b'Nr\xff\xff\xff\xff'):
+        with pytest.raises(CheckpointError, match='memo entry'):
+            safe_load(archive(in_dict(x=put)))
+    assert safe_load(archive(in_dict(x=b'Np7\n0Nr\x08\x00\x00\x000g7\n'))) == dict(x=None)
+
+
+def test_usual_keys():
+    content = dict(
+        optimizer={i: i for i in range(20000)},
+        ids={i * 1000003 for i in range(3000)},  # of images, say
+        names={f'name {i}': i for i in range(5000)},
+        pairs={('text', str(i)): i for i in range(3000)},
+        numbers={i / 8: i for i in range(500)},
+        places={(i, -i): i for i in range(300)},
+        others={None: 1, True: 2, b'bytes': 3, 2**60: 4},
+    )
+    for protocol in (2, 4):
+        assert safe_load(saved(content, protocol=protocol)) == content
+
+
+def test_many_expanded_tensors():
+    """Each may be large for its storage, but not all of them: who copies them needs it all."""
+    one = torch.ones(1).expand(2**24 - 1)
+    loaded = safe_load(saved([one, torch.nn.Parameter(one), torch.ones(9)[2:], one.view(1, -1)]))
+    assert [x.shape.numel() for x in loaded] == [2**24 - 1, 2**24 - 1, 7, 2**24 - 1]
+    for make in (torch.Tensor, torch.nn.Parameter):
+        with pytest.raises(CheckpointError, match=r'expanded tensors that are \d+ bytes larger'):
+            safe_load(saved([make(one) for _ in range(5)]))
+    with pytest.raises(CheckpointError, match='expanded tensors'):
+        safe_load(saved([torch.ones(1).expand(2**24 - 1) for _ in range(5)], False))
+
+
 def test_nested_archives():
     """A checkpoint inside one, under every name that might be looked for."""
     inner = saved({'w': torch.ones(2)}).getvalue()
@@ -184,6 +286,19 @@ def test_safetensors(map_location, tmp_path):
         assert found[name].is_meta or torch.equal(found[name], value)
     if map_location == 'cpu':
         found['flags'].resize_(100)
+
+
+@pytest.mark.parametrize('length', [15392, 19280, 128, 60 + 2**8])
+def test_safetensors_whose_header_length_looks_like_text(length):
+    """The length comes first: b' <' as in HTML, b'PK' as in zip, b'\\x80' as in pickle, b'<'."""
+    tensors = {'a': torch.arange(3.0)}
+    plain = safetensors.torch.save(tensors)
+    size = int.from_bytes(plain[:8], 'little')
+    header = plain[8 : 8 + size].rstrip().ljust(length)
+    content = length.to_bytes(8, 'little') + header + plain[8 + size :]
+    assert torch.equal(safe_load(io.BytesIO(content))['a'], tensors['a'])
+    with pytest.raises(CheckpointError, match=r'its safetensors header does not fit.* truncated'):
+        safe_load(io.BytesIO(content[:100]))
 
 
 def test_safetensors_as_backbone_weights(tmp_path):
