@@ -184,6 +184,34 @@ def test_another_file_is_told_apart(onnx_file):
         assert_equals_pytorch(net, lambda _: (outs, [(routes + 1) % 9]), images)
 
 
+@pytest.mark.parametrize(
+    ('found', 'expected', 'difference'),
+    [
+        ([1.0, 2.0], [1.0, 2.5], 0.2),
+        ([0.0, math.nan], [0.0, 1.0], math.inf),
+        ([0.0, math.nan], [0.0, math.nan], math.inf),
+        ([0.0, 1.0], [0.0, math.nan], math.inf),
+        ([math.inf], [math.inf], math.inf),
+        ([math.inf], [1.0], math.inf),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 1e-9], [0.0, 0.0], math.inf),
+        ([1.0], [1.0, 1.0], math.inf),
+    ],
+)
+def test_differences_of_any_output_count(found, expected, difference):
+    """Of the second output too, where max() passes over NaN."""
+    found, expected = torch.tensor(found), torch.tensor(expected)
+    same = torch.ones(2)
+    images = torch.ones(1)
+    for first in (False, True):
+        outs = [[x, same] if first else [same, x] for x in (expected, found)]
+        net, run = (lambda _, out=out: out for out in outs)
+        assert compare(net, run, images)[0] == pytest.approx(difference)
+        if difference:
+            with pytest.raises(CommandError, match='nothing was written'):
+                check(net, run, (2, 2))
+
+
 def test_gap_of_the_routing():
     affinity = torch.tensor([[8.0, 4.0, 2.0, 2.0], [3.0, 2.5, 0.0, -9.0]])
     for k, gap in ((1, 0.5 / 9), (2, 2 / 9), (3, 0.0), (4, math.inf)):

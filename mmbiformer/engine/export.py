@@ -216,6 +216,18 @@ class NearestTie(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """See :func:`compare`."""
+    if found.shape != expected.shape:
+        return math.inf
+    # NaN is larger than nothing: max() would pass over it.
+    if not (found.isfinite().all() and expected.isfinite().all()):
+        return math.inf
+    if torch.equal(found, expected):
+        return 0.0  # also where all entries are zero
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
 def compare(net: Exportable, run: Runner, images: Tensor) -> tuple[float, float]:
     """Run a file and PyTorch on the same images.
 
@@ -226,16 +238,13 @@ def compare(net: Exportable, run: Runner, images: Tensor) -> tuple[float, float]
 
     Returns:
         tuple[float, float]: The largest difference of any output, in multiples of the largest entry
-        of that output; and the gap of :class:`NearestTie`.
+        of that output, infinite if shapes differ or anything is not finite; and the gap of
+        :class:`NearestTie`.
     """
     with torch.no_grad(), NearestTie() as tie:
         expected = net(images)
-    differences = []
-    for a, b in zip(run(images), expected, strict=True):
-        if a.shape != b.shape:
-            return math.inf, tie.gap
-        differences.append(((a - b).abs().max() / b.abs().max()).item())
-    return max(differences), tie.gap
+    pairs = zip(run(images), expected, strict=True)
+    return max(_difference(*pair) for pair in pairs), tie.gap
 
 
 def check(net: Exportable, run: Runner, size: tuple[int, int], images: int = 5) -> str:
