@@ -8,12 +8,14 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
@@ -120,7 +122,12 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[s
 
 
 def adapt_backbone_state(
-    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    *args: Any,
 ) -> None:
     """Before a backbone loads: accept a whole model's names, refuse another model's weights.
 
@@ -133,6 +140,8 @@ def adapt_backbone_state(
         module: The backbone.
         state_dict: What is about to be loaded; changed in place.
         prefix: The backbone's name in the model, with a dot; '' if loaded by itself.
+        local_metadata: Not needed.
+        strict: Whether all weights are wanted. MMEngine says so here, whatever its caller wants.
         *args: The rest of the hook's arguments, not needed.
 
     Raises:
@@ -148,6 +157,12 @@ def adapt_backbone_state(
         if key.startswith(prefix)
     }
     if not given:
+        if strict and prefix:
+            raise CheckpointError(
+                f'the checkpoint holds nothing for the {_family(own)} of the model, under the name '
+                f"'{prefix}…'. It must be of the whole model: give weights of a backbone alone as "
+                f"init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+            )
         return
     there, here = _describe(given), _describe(own)
     if not there:
@@ -157,9 +172,8 @@ def adapt_backbone_state(
             f'the checkpoint is of a {_family(given)}; the model has a {_family(own)}. '
             'Choose the matching model or file.'
         )
-    stages = min(len(there), len(here))
     stems = [tuple(state[STEM_KEY].shape) for state in (given, own) if STEM_KEY in state]
-    if there[:stages] != here[:stages] or len({*stems}) > 1:
+    if there[: len(here)] != here or len({*stems}) > 1:
         raise CheckpointError(
             'the checkpoint is of another arch: its (blocks, channels) a stage are '
             f'{there} and its first convolution is {stems[0]}; the model has {here} and '
@@ -195,6 +209,34 @@ def load_whole_model(path: str) -> dict[str, Any]:
     return checkpoint
 
 
+def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise CheckpointError unless a checkpoint holds all weights of a model, in its shapes.
+
+    Args:
+        model: The model; wrappers are looked through.
+        checkpoint: A loaded checkpoint.
+        path: Where it was loaded from, for the message.
+    """
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    given = {name.removeprefix('module.'): value for name, value in _unnest(checkpoint).items()}
+    problems = []
+    for name, value in model.state_dict().items():
+        if name.endswith('num_batches_tracked'):
+            continue
+        shape = tuple(getattr(given.get(name), 'shape', ()))
+        if name not in given:
+            problems.append(f'{name} is missing')
+        elif shape != tuple(value.shape):
+            problems.append(f'{name} is {shape} instead of {tuple(value.shape)}')
+    if problems:
+        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+        raise CheckpointError(
+            f'{path} does not fit the config: {", ".join(problems[:3])}{more}. Take the config '
+            'that it was trained with, or a checkpoint of this one'
+        )
+
+
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Load a checkpoint file without running anything in it.
 
@@ -206,7 +248,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         map_location: As in :func:`torch.load`.
 
     Returns:
-        dict[str, Any]: The checkpoint; of an authors' file the ``state_dict`` under our names.
+        dict[str, Any]: The checkpoint, its weights under ``state_dict`` if they are nested; those
+        of an authors' file under our names.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -220,7 +263,12 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     _drop_configs(checkpoint)
     if is_official(checkpoint):
         print_log(f"{filename}: the authors' names, converted to ours", logger='current')
-        return dict(state_dict=convert_official_state_dict(checkpoint))
+        meta = checkpoint.get('meta')
+        weights = convert_official_state_dict(checkpoint)
+        # MMSegmentation's init_model wants `meta`, and finds the classes there.
+        return dict(meta=meta if isinstance(meta, dict) else {}, state_dict=weights)
+    if weights is checkpoint.get('model'):  # where MMEngine does not look
+        checkpoint['state_dict'] = checkpoint.pop('model')
     return checkpoint
 
 
@@ -266,7 +314,7 @@ def register_safe_loader() -> None:
 
 
 def _unnest(checkpoint: Any) -> Any:
-    for name in ('model', 'state_dict'):
+    for name in ('state_dict', 'model'):  # MMEngine looks for the first only
         if isinstance(checkpoint, Mapping) and isinstance(checkpoint.get(name), Mapping):
             return checkpoint[name]
     return checkpoint
@@ -291,7 +339,8 @@ def _describe(state_dict: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     """Blocks and channels of each stage."""
     stages: dict[int, tuple[int, int]] = {}
     for key, value in state_dict.items():
-        if match := BLOCK_KEY.match(key):
+        match = BLOCK_KEY.match(key)
+        if match and isinstance(value, Tensor) and value.ndim == 1:
             stage = int(match[1])
             stages[stage] = (stages.get(stage, (0, 0))[0] + 1, len(value))
     return [stages[i] for i in sorted(stages)]

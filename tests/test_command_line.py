@@ -62,7 +62,7 @@ def test_one_message_and_nothing_written(tool, args, messages, tmp_path):
 
 
 def test_pretrained_must_exist():
-    options = ['--cfg-options']
+    options = ['--cfg-options', 'val_evaluator.ann_file=README.md']
     for split in ('train', 'val'):
         options += [
             f'{split}_dataloader.dataset.{key}'

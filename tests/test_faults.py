@@ -19,10 +19,13 @@ import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmengine.runner import Runner
 from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
+from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.faults import faults_explained
 from mmbiformer.safe_load import safe_load
 
 ROOT = Path(__file__).parent.parent
@@ -298,7 +301,8 @@ def test_file_that_is_no_whole_image(tmp_path, kind, workers):
         assert 'error: an image file is empty; `find' in out and '-empty` names it' in out
     else:
         assert f'cannot be read: AssertionError: failed to load image: {image}' in out
-    assert '--resume' in out and 'Traceback' not in out
+    assert 'If there is a checkpoint, go on from it with --resume.' in out
+    assert 'Traceback' not in out
 
 
 @pytest.mark.parametrize('part', [0.05, 0.5, 0.95])
@@ -363,6 +367,70 @@ def test_configs_leave_images_without_boxes_out():
     for config in configs:
         dataset = Config.fromfile(config).train_dataloader.dataset
         assert dataset.filter_cfg.filter_empty_gt, config
+
+
+def message_of(config, work, options):
+    """What is said of a training in this process, with settings of the config changed."""
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(options)
+    cfg.work_dir, cfg.experiment_name = str(work), str(work)
+    runner = Runner.from_cfg(cfg)
+    with pytest.raises(CommandError) as info, faults_explained(cfg):
+        runner.train()
+    return str(info.value)
+
+
+DATASET = 'train_dataloader.dataset'
+# Settings that are read only when training starts, and what must be said of them.
+SETTINGS = {
+    'sampler': (
+        {'train_dataloader.sampler.type': 'Samplr'},
+        'train_dataloader of', 'Samplr is not in the mmengine::data sampler registry',
+    ),
+    'batch size': ({'train_dataloader.batch_size': 0}, 'train_dataloader of', 'batch_size=0'),
+    'workers': ({'val_dataloader.num_workers': -1}, 'val_dataloader of', 'num_workers'),
+    'dataset': ({'val_dataloader.dataset.type': 'Toy'}, 'val_dataloader of', 'Toy is not in'),
+    'transform': (
+        {f'{DATASET}.pipeline': [dict(type='Lod')]}, 'train_dataloader of', 'Lod is not in',
+    ),
+    'no type': ({f'{DATASET}.pipeline': [dict(a=1)]}, 'train_dataloader of', 'the key "type"'),
+    'argument': ({f'{DATASET}.data_rot': 'x'}, 'train_dataloader of', "argument 'data_rot'"),
+    'metric': ({'val_evaluator.type': 'Metrc'}, 'val_evaluator of', 'Metrc is not in'),
+    'schedule': ({'param_scheduler.type': 'Cosin'}, 'param_scheduler of', 'Cosin is not in'),
+    'loop': ({'train_cfg.max_epoch': 1}, 'train_cfg of', "argument 'max_epoch'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_setting_that_is_read_late(name, tmp_path):
+    options, *parts = SETTINGS[name]
+    config = write_config(tmp_path)
+    found = message_of(config, tmp_path / 'work', options)
+    for part in [*parts, f'{config} cannot be built', 'Mend']:
+        assert part in found
+    assert 'annotations' not in found
+
+
+def test_bugs_keep_their_traceback():
+    for error in (KeyError('x'), TypeError('no'), IndexError('index 5 is out of bounds')):
+        with pytest.raises(type(error)) as info, faults_explained(Config()):
+            raise error
+        assert info.value is error
+
+
+def test_classes_that_no_image_has(half_without_boxes, tmp_path):
+    options = {f'{DATASET}.metainfo.classes': ('cat', 'dog')}
+    found = message_of(half_without_boxes, tmp_path, options)
+    assert found.startswith(f'train_dataloader of {half_without_boxes} is empty')
+    assert 'no image has any of the configured classes' in found
+    assert 'annotations/instances_train.json' in found and 'instances_val.json' not in found
+
+
+def test_more_classes_than_the_model(half_without_boxes, tmp_path):
+    head = 'model.roi_head.bbox_head.num_classes'
+    found = message_of(half_without_boxes, tmp_path, {head: 1})
+    assert found.startswith('the annotations hold more classes than the model: Target')
+    assert f'num_classes of every head in {half_without_boxes} (now 1, ' in found
 
 
 def test_nan_is_reported_by_layer(tmp_path):

@@ -103,6 +103,10 @@ TEXTS = {
     'empty.pth': '',
     'pointer.pth': 'version https://git-lfs.github.com/spec/v1\noid sha256:0\n',
     'text.pth': 'hello',
+    'lists.py': config_text()
+    + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
+    "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'no_scope.py': config_text().replace("default_scope = 'mmengine'", ''),
 }
 COMMANDS = {
     'no config': ('train', ['none.py'], 'there is no config none.py', 'are in configs/'),
@@ -132,8 +136,51 @@ COMMANDS = {
     'list': ('test', ['toy.py', 'list.pth'], 'list.pth holds no weights by name: list'),
     'convert': ('convert_checkpoint', ['other.pth', 'x.pth'], "['fc.weight']", 'github.com'),
     'overwrite': ('convert_checkpoint', ['other.pth', 'toy.py'], 'toy.py exists already', 'remove'),
+    'convert nothing': ('convert_checkpoint', ['names.pth', 'x.pth'], 'names.pth', 'no tensors'),
+    'convert to': ('convert_checkpoint', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
+    'publish to': ('publish_model', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
+    'publish to folder': ('publish_model', ['other.pth', '.'], '. is a folder', 'NAME.pth'),
+    'no value': ('train', ['toy.py', '--cfg-options', 'abc'], '--cfg-options abc', 'KEY=VALUE'),
+    'bracket': ('train', ['toy.py', '--cfg-options', 'a=[(1]'], '--cfg-options a=[(1]', 'brackets'),
+    'evaluator': (
+        'train', ['toy.py', '--cfg-options', 'val_evaluator.ann_file=none.json'],
+        'missing: none.json', 'evaluators',
+    ),
+    'evaluators': (
+        'train', ['lists.py'], 'missing: /none/a.json', 'missing: none/b.json', 'evaluators',
+    ),
+    'plot': ('plot_logs', ['module.pth'], 'module.pth is no text', 'scalars.json'),
+    'plot as': ('plot_logs', ['toy.py', '--out', 'x.xyz'], '--out x.xyz', '.png'),
+    'plot to': ('plot_logs', ['toy.py', '--out', 'toy.py/x.png'], 'is a file', 'another --out'),
+    'shapes to': ('make_shapes', ['--out', 'toy.py/s'], 'toy.py is a file', 'another --out'),
+    'shapes to system': ('make_shapes', ['--out', '/proc/s'], '/proc', 'another --out'),
+    'preview as': ('make_shapes', ['--out', 's', '--preview', 'x'], '--preview x', '.png'),
+    'preview to': (
+        'make_shapes', ['--out', 's', '--preview', 'toy.py/x.png'], 'is a file', '--preview',
+    ),
+    'flops of type': (
+        'get_flops', ['toy.py', '--shape', '32', '--cfg-options', 'model.type=Toy'],
+        'toy.py: the model cannot be built: Toy is not in',
+    ),
+    'flops of host': ('get_flops', ['toy.py'], "default_scope='mmengine' must be one of ['mmpre"),
+    'flops of shape': (
+        'get_flops', ['toy.py', '--shape', '32'], "default_scope='mmengine' is not known", 'mmseg',
+    ),
+    'no host': ('get_flops', ['no_scope.py', '--shape', '32'], 'no default_scope', 'mmdet'),
+    'time of type': (
+        'benchmark', ['toy.py', '--shape', '32', '--cfg-options', 'model.type=Toy'],
+        'toy.py: the model cannot be built: Toy is not in',
+    ),
+    'time of host': ('benchmark', ['no_scope.py'], 'default_scope=None must be one of'),
+    'time of shape': (
+        'benchmark', ['toy.py', '--shape', '32'], "default_scope='mmengine' is not known", 'mmseg',
+    ),
+    'no optimizer': (
+        'benchmark', ['toy.py', '--shape', '32', '--cfg-options', 'optim_wrapper=1'],
+        'toy.py has no optim_wrapper',
+    ),
     'launcher': ('train', ['toy.py', '--launcher', 'slurm'], '--launcher slurm', 'dist_train.sh'),
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -146,6 +193,7 @@ def folder(tmp_path, monkeypatch):
     torch.save({'fc.weight': torch.ones(1)}, 'other.pth')
     torch.save(torch.nn.Linear(1, 1), 'module.pth')
     torch.save([1], 'list.pth')
+    torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
     return tmp_path
@@ -168,3 +216,20 @@ def test_commands(name, folder, monkeypatch, capsys):
     assert 'Traceback' not in found
     after = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
     assert after == before
+
+
+def test_files_that_fail(tmp_path, capsys):
+    """Whatever a command opens; an error that names no file keeps its traceback."""
+    path = tmp_path / 'none' / 'x'
+    with pytest.raises(SystemExit) as info:
+        run_command(path.read_text)
+    assert info.value.code == 2
+    assert f'error: {path}: No such file or directory; ' in capsys.readouterr().err
+
+    def fail():
+        raise OSError('of no file')
+
+    with pytest.raises(OSError, match='of no file'):
+        run_command(fail)
+    run_command(lambda: None)
+    assert capsys.readouterr().err == ''

@@ -155,7 +155,7 @@ def test_plot_logs(tool, tmp_path, capsys):
         records = [{'loss': x, 'lr': 0.1, 'step': i + 1} for i, x in enumerate(losses)]
         records.append({'coco/bbox_mAP': 0.5, 'coco/bbox_mAP_50': 0.7, 'step': 1})
         log.write_text('\n'.join(map(json.dumps, records)))
-    out = tmp_path / 'curves.png'
+    out = tmp_path / 'new' / 'curves.png'
     tool('plot_logs.py', tmp_path / 'a', tmp_path / 'b', '--out', out)
     assert 'drew 2 curve(s) of 2 run(s)' in capsys.readouterr().out
     assert out.stat().st_size > 5000
@@ -191,6 +191,15 @@ def test_publish_model(tool, tmp_path, capsys):
     assert len(list((tmp_path / 'out').iterdir())) == 2
     with pytest.raises(CommandError, match='no averaged weights'):
         tool('publish_model.py', raw, tmp_path / 'again.pth', '--ema')
+
+
+def test_convert_of_nested_weights(tool, tmp_path, capsys):
+    """Under `model`, where training scripts other than MMEngine's put them."""
+    state = {'backbone.stages.0.0.norm1.weight': torch.ones(2), 'steps': 3}
+    torch.save({'model': state, 'optimizer': {}}, tmp_path / 'nested.pth')
+    tool('convert_checkpoint.py', tmp_path / 'nested.pth', tmp_path / 'new' / 'x.pth')
+    assert 'wrote 1 tensors' in capsys.readouterr().out
+    assert [*safe_load(tmp_path / 'new' / 'x.pth')['state_dict']] == [*state][:1]
 
 
 def test_fake_batch_needs_a_known_host():

@@ -84,6 +84,8 @@ def main() -> None:
     device = get_device()
     if args.amp == 'fp16' and device == 'cpu':
         raise CommandError('--amp fp16: the CPU has none; use --amp bf16, or leave it out')
+    if not isinstance(cfg.get('optim_wrapper'), dict):
+        raise CommandError(f'{args.config} has no optim_wrapper = dict(...), which training needs')
     drop_sync_bn_without_gpu(cfg)
     model = build_model(cfg)
     if args.checkpoint is not None:
@@ -95,7 +97,10 @@ def main() -> None:
     for key in ('loss_scale', 'dtype'):
         cfg.optim_wrapper.pop(key, None)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
-    batch = fake_batch(cfg, args.batch_size, size)
+    try:
+        batch = fake_batch(cfg, args.batch_size, size)
+    except ValueError as error:
+        raise CommandError(f'{args.config}: {error}') from error
     precision = torch.autocast(
         device.split(':')[0], DTYPES.get(args.amp), enabled=args.amp is not None
     )

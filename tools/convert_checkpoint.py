@@ -21,7 +21,7 @@ from mmbiformer.checkpoint import (
     load_whole_model,
     register_safe_loader,
 )
-from mmbiformer.engine.command_line import CommandError, check_file, run_command
+from mmbiformer.engine.command_line import CommandError, check_file, check_writable, run_command
 from mmbiformer.safe_load import safe_load
 
 
@@ -38,9 +38,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = safe_load(path)
     if not isinstance(checkpoint, dict) or is_official(checkpoint):
         return convert_official_state_dict(checkpoint)
-    load_whole_model(str(path))
+    checkpoint = load_whole_model(str(path))  # weights under `model` it puts under `state_dict`
     state_dict = checkpoint.get('state_dict', checkpoint)
-    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CommandError(f'{path} holds names of weights but no tensors; give another SRC')
+    return tensors
 
 
 def main() -> None:
@@ -49,6 +52,7 @@ def main() -> None:
     if args.dst.exists():
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
     check_file(str(args.src), 'SRC')
+    check_writable(str(args.dst.parent), 'DST')
     register_safe_loader()
     state_dict = load_weights(args.src)
     args.dst.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ Examples:
 import argparse
 
 from mmbiformer.engine.command_line import (
+    CommandError,
     add_config_options,
     build_model,
     image_size,
@@ -42,7 +43,11 @@ def main() -> None:
     cfg = read_config(args)
     height, width = image_size(cfg, args.shape)
     model = build_model(cfg)
-    data = model.data_preprocessor(fake_batch(cfg, 1, (height, width)))
+    try:
+        batch = fake_batch(cfg, 1, (height, width))
+    except ValueError as error:
+        raise CommandError(f'{args.config}: {error}') from error
+    data = model.data_preprocessor(batch)
     macs = count_macs(model, **data, mode='tensor')
     params = {
         name: sum(param.numel() for param in part.parameters())

@@ -11,11 +11,13 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+import cv2
+
 from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
 from mmbiformer.datasets.shapes import preview
 from mmbiformer.datasets.shapes_folder import format_summary, summarise
 from mmbiformer.datasets.shapes_formats import write_image
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.command_line import CommandError, check_writable, run_command
 
 PREVIEW_SCENES = 12
 
@@ -70,6 +72,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Make the set, or say that it is there already, and describe it."""
     args = parse_args()
+    if not Path(args.out).exists():  # what is there may be the very set, then nothing is written
+        check_writable(args.out, '--out')
+    if args.preview:
+        if not cv2.haveImageWriter(args.preview):
+            raise CommandError(
+                f'--preview {args.preview}: the name must end as that of a picture, e.g. in .png'
+            )
+        check_writable(str(Path(args.preview).parent), '--preview')
     layout = FORMATS[args.format]
     given = {item.name: getattr(args, item.name) for item in fields(ShapesSpec)}
     try:
@@ -86,6 +96,7 @@ def main() -> None:
         print(f'{args.out} is complete already, nothing to do')
     if args.preview:
         scenes = layout.scenes(spec, args.seed, 'train', PREVIEW_SCENES)
+        Path(args.preview).parent.mkdir(parents=True, exist_ok=True)
         write_image(Path(args.preview), preview(list(scenes)))
         print(f'drew {args.preview}')
     print(format_summary(summarise(args.out)))

@@ -13,8 +13,9 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.command_line import CommandError, check_writable, run_command
 
 HEADLINES = ('mAP', 'mIoU', 'top1')
 """How the metrics end that are drawn unless others are asked for."""
@@ -53,7 +54,13 @@ def read_run(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     if not path.is_file():
         raise CommandError(f'there is no file or folder {path}')
     curves: dict[str, tuple[list[int], list[float]]] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f'{path} is no text; give a work folder or a scalars.json of MMEngine'
+        ) from error
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             record = json.loads(line)
             step = record['step']
@@ -67,9 +74,18 @@ def read_run(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
+def check_out(path: Path) -> None:
+    """Raise CommandError unless a picture of this name can be written."""
+    endings = [f'.{name}' for name in sorted(FigureCanvasAgg.get_supported_filetypes())]
+    if path.suffix.lower() not in endings:
+        raise CommandError(f'--out {path}: the file must end in one of {", ".join(endings)}')
+    check_writable(str(path.parent), '--out')
+
+
 def main() -> None:
     """Read, choose, draw."""
     args = parse_args()
+    check_out(args.out)
     runs = {run: read_run(run) for run in args.runs}
     logged = dict.fromkeys(key for curves in runs.values() for key in curves)
     if args.keys is None:
@@ -96,6 +112,7 @@ def main() -> None:
         axis.legend(frameon=False, fontsize='small')
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=120)
     print(f'drew {len(keys)} curve(s) of {len(runs)} run(s): {args.out}')
 

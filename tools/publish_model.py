@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from mmbiformer.checkpoint import load_whole_model
-from mmbiformer.engine.command_line import CommandError, check_file, run_command
+from mmbiformer.checkpoint import load_whole_model, register_safe_loader
+from mmbiformer.engine.command_line import CommandError, check_file, check_writable, run_command
 from mmbiformer.safe_load import safe_load
 
 KEPT = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
@@ -39,6 +39,10 @@ def main() -> None:
     """Read, strip, write, name."""
     args = parse_args()
     check_file(str(args.src), 'SRC')
+    if args.dst.is_dir():
+        raise CommandError(f'{args.dst} is a folder; give DST as FOLDER/NAME.pth')
+    check_writable(str(args.dst.parent), 'DST')
+    register_safe_loader()
     load_whole_model(str(args.src))
     checkpoint = safe_load(args.src)
     if 'state_dict' not in checkpoint:

@@ -10,13 +10,14 @@ import os
 
 from mmengine.config import Config, ConfigDict
 
-from mmbiformer.checkpoint import load_whole_model
+from mmbiformer.checkpoint import check_fit, load_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_common_options,
     build_runner,
     check_data,
     check_file,
+    check_writable,
     load_config,
     run_command,
 )
@@ -39,14 +40,16 @@ def main() -> None:
     cfg = load_config(args)
     check_file(args.checkpoint, 'checkpoint')
     check_data(cfg, ('test',))
-    load_whole_model(args.checkpoint)
+    checkpoint = load_whole_model(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.out is not None:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise CommandError(f'--out {args.out}: the file must end in .pkl or .pickle')
+        check_writable(os.path.dirname(args.out) or '.', '--out')
         dump = dict(type='DumpResults', out_file_path=args.out)
         cfg.test_evaluator = [*_as_list(cfg.test_evaluator), dump]
     if args.show_dir is not None:
+        check_writable(args.show_dir, '--show-dir')
         paint(cfg, args.show_dir)
     if args.tta:
         augment(cfg)
@@ -54,7 +57,10 @@ def main() -> None:
             raise CommandError('--show-dir: MMPretrain cannot paint with --tta; leave one out')
     # Nothing of training is needed; the painter of MMSegmentation 1.2 would load its images.
     cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
-    build_runner(cfg).test()
+    runner = build_runner(cfg)
+    check_fit(runner.model, checkpoint, args.checkpoint)
+    del checkpoint
+    runner.test()
 
 
 def paint(cfg: Config, folder: str) -> None:

@@ -63,10 +63,7 @@ def main() -> None:
                 'learning rate is; add auto_scale_lr = dict(base_batch_size=N)'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    messages = make_resumable(cfg)
+    messages = make_resumable(cfg, args.resume)
     check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
     use_pretrained(cfg, args.pretrained)
     drop_amp_without_gpu(cfg)

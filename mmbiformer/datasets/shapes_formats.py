@@ -4,6 +4,7 @@ Every format draws its scenes from the same generator, so the images of ``coco``
 the same. How a config reads each is said at its writer.
 """
 
+import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     # OpenCV itself only returns false when the disk is full.
     if not cv2.imwrite(str(path), image, JPEG if path.suffix == '.jpg' else ()):
-        raise OSError(f'could not write {path}')
+        raise OSError(errno.EIO, 'could not be written', str(path))
 
 
 # COCO ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
 
+from ..checkpoint import check_fit
 from ..registry import HOOKS
 from ..safe_load import CheckpointError, safe_load
 
@@ -76,7 +77,12 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Take over the writing of local files and the order of the data; restore what resumed."""
+        info = runner.message_hub.runtime_info
+        steps = info.get('keep_ckpt_ids')
+        if not isinstance(steps, list) or not all(type(step) is int for step in steps):
+            info.pop('keep_ckpt_ids', None)
         super().before_train(runner)
+        self._forget_foreign_best(info)
         if type(self.file_backend) is LocalBackend:
             self.file_backend = AtomicBackend()
             self.backend_args = dict(backend='AtomicBackend')
@@ -109,7 +115,25 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the random state until training begins, if the run resumes."""
         if runner._resume:
+            check_fit(runner.model, checkpoint, runner._load_from)
             self._resumed = checkpoint.get('random_state')
+
+    def _forget_foreign_best(self, info: dict[str, Any]) -> None:
+        """Forget the best checkpoint that a resumed file names, unless it is of this run.
+
+        MMEngine removes it, file or whole folder, when a better one is there.
+        """
+        folder = Path(self.out_dir).resolve()
+        for name in [name for name in info if name.startswith('best_ckpt')]:
+            path = Path(info[name]) if isinstance(info[name], str) else folder
+            own = path.parent.resolve() == folder and path.name.startswith('best_')
+            if own and path.is_file() and not path.is_symlink():
+                continue
+            del info[name]
+            if name == 'best_ckpt':
+                self.best_ckpt_path = None
+            else:
+                self.best_ckpt_path_dict[name.removeprefix('best_ckpt_')] = None
 
     def _restore(self, runner: Runner, saved: dict) -> None:
         sampler = _sampler(runner.train_loop.dataloader)
@@ -162,22 +186,27 @@ def find_whole_checkpoint(folder: str) -> tuple[str | None, list[str]]:
     found: list[Path] = []
     with contextlib.suppress(OSError, UnicodeDecodeError):  # may itself be missing or damaged
         last = (work_dir / 'last_checkpoint').read_text().strip()
-        found = [Path(last), work_dir / Path(last).name] if last else []
+        # A run that was copied must not go on from the one it was copied from.
+        found = [work_dir / Path(last).name, Path(last)] if last else []
     found += sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
     damaged: dict[str, str] = {}
+    weights_only = []
     for path in dict.fromkeys(path.resolve() for path in found if path.is_file()):
         try:
             checkpoint = safe_load(path)
         except (CheckpointError, OSError) as error:
             damaged[str(path)] = str(error)
             continue
-        if not _missing(checkpoint):  # the best one holds no optimizer
+        if _missing(checkpoint):  # the best one holds no optimizer
+            weights_only.append(f'{path} holds weights only')
+        else:
             return str(path), [f'{reason}; resuming from {path}.' for reason in damaged.values()]
-    if damaged:
+    if damaged or weights_only:
         raise CheckpointError(
             f'no checkpoint in {folder} can be resumed from:\n'
-            + ''.join(f'  {reason}\n' for reason in damaged.values())
-            + 'Remove them to start from the beginning, or name another with --resume FILE.'
+            + ''.join(f'  {reason}\n' for reason in [*damaged.values(), *weights_only])
+            + 'Move them away to start from the beginning, name another with --resume FILE, or '
+            'start from weights with --cfg-options load_from=FILE in another --work-dir.'
         )
     return None, []
 
@@ -200,7 +229,9 @@ def check_resumable(path: str | Path, checkpoint: Any) -> None:
 def _missing(checkpoint: Any) -> list[str]:
     """What MMEngine needs to resume and a loaded file does not hold."""
     needed = {'meta', 'message_hub', 'optimizer', 'state_dict'}
-    return sorted(needed - {*checkpoint} if isinstance(checkpoint, dict) else needed)
+    if not isinstance(checkpoint, dict):
+        return sorted(needed)
+    return sorted(name for name in needed if not isinstance(checkpoint.get(name), dict))
 
 
 def random_state() -> dict[str, Any]:
@@ -217,7 +248,11 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Set the random number generators to a state of :func:`random_state`."""
     random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
+    kind, keys, position, *gauss = state['numpy']
+    if kind != 'MT19937' or len(keys) != 624 or not 0 <= position <= 624:
+        # numpy takes any position, and reads beyond its memory.
+        raise CheckpointError('the state of numpy in random_state is none: the file is damaged')
+    np.random.set_state((kind, keys, position, *gauss))
     torch.set_rng_state(state['torch'].cpu())
     if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'].cpu())

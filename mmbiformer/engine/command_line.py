@@ -3,6 +3,8 @@
 import argparse
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,25 @@ def run_command(main: Callable[[], None]) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
+        return
     except (CommandError, CheckpointError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except OSError as error:
+        if error.filename is None:  # nothing of a user's
+            raise
+        message = (
+            f'{error.filename}: {error.strerror or error}; it must be there, of the right kind, '
+            'and yours to read or write, on a disk with room'
+        )
+    except (AssertionError, ValueError) as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        # All that MMEngine says of --cfg-options is how many values it could not unpack.
+        found = [frame for frame in frames if frame.f_code is DictAction.__call__.__code__]
+        if not found:
+            raise
+        message = f'--cfg-options {found[0].f_locals["kv"]}: give KEY=VALUE, brackets closed'
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(2)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
@@ -170,11 +188,19 @@ def build_model(cfg: Config) -> nn.Module:
 
     Args:
         cfg: The whole config; changed in place.
+
+    Raises:
+        CommandError: If the config's values do not fit.
     """
+    if cfg.get('default_scope') is None:
+        raise CommandError(f'{cfg.filename} has no default_scope; set it to one of {[*SIZES]}')
     init_default_scope(cfg.default_scope)
     if 'data_preprocessor' in cfg:  # as the Runner does
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(cfg.model)
+    try:
+        return MODELS.build(cfg.model)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        raise CommandError(f'{cfg.filename}: the model cannot be built: {_text(error)}') from error
 
 
 def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
@@ -185,10 +211,13 @@ def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
         shape: One or two numbers of pixels, or None.
 
     Raises:
-        CommandError: If it is anything else.
+        CommandError: If it is anything else, or the host is not known.
     """
     if shape is None:
-        return SIZES[cfg.default_scope]
+        scope = cfg.get('default_scope')
+        if scope not in SIZES:
+            raise CommandError(f'{cfg.filename}: default_scope={scope!r} must be one of {[*SIZES]}')
+        return SIZES[scope]
     if len(shape) > 2 or min(shape) < 1:
         raise CommandError(f'--shape {" ".join(map(str, shape))}: give height and width in pixels')
     return shape[0], shape[-1]
@@ -242,8 +271,17 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
     """
     path = Path(folder).absolute()
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        reason = 'may not be written' if existing.is_dir() else 'is a file'
+    reason = None
+    if not existing.is_dir():
+        reason = 'is a file'
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = 'may not be written'
+    else:
+        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            reason = f'takes no new file ({error.strerror})'
+    if reason:
         raise CommandError(
             f'{folder} cannot be written: {existing} {reason}; choose another {option}'
         )
@@ -260,9 +298,11 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
         return
-    root = os.path.commonpath(missing) if len(missing) > 1 else os.path.dirname(missing[0])
-    advice = 'Put the data there'
-    if not os.path.exists(root):
+    root = os.path.dirname(missing[0])
+    if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
+        root = os.path.commonpath(missing)
+    advice = "Put the data there, or mend the paths of the config's data loaders and evaluators"
+    if root and not os.path.exists(root):
         advice += f', or link it:  ln -s /path/to/your/data {root}'
     raise CommandError(
         f'the data set of {cfg.filename} is not there.\n'
@@ -274,20 +314,28 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
 
 
 def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
-    """The annotation files and folders that the data sets of some splits read, each once."""
+    """The annotation files and folders that data sets and evaluators of splits read, each once."""
     found: dict[str, None] = {}
     for split in splits:
         if loader := cfg.get(f'{split}_dataloader'):
             for dataset in _datasets(loader.dataset):
                 found.update(dict.fromkeys(_paths(dataset)))
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            if isinstance(evaluator, dict) and isinstance(evaluator.get('ann_file'), str):
+                found[evaluator['ann_file']] = None
     return [*found]
 
 
-def make_resumable(cfg: Config) -> list[str]:
+def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     """Write checkpoints that a killed run resumes from exactly; find the one to resume from.
+
+    Where there is none yet the run starts as it would without ``--resume``.
 
     Args:
         cfg: The whole config; changed in place.
+        resume: A checkpoint, or ``'auto'`` for the latest in the work folder. Defaults to None:
+            what the config says.
 
     Returns:
         list[str]: What to tell the user about damaged files.
@@ -296,14 +344,21 @@ def make_resumable(cfg: Config) -> list[str]:
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     if hook is not None and hook.type == 'CheckpointHook':
         hook.type = 'mmbiformer.CheckpointHook'
-    if not cfg.get('resume'):
-        return []
-    if cfg.get('load_from'):
-        check_file(cfg.load_from, '--resume')
-        register_safe_loader()
-        check_resumable(cfg.load_from, load_whole_model(cfg.load_from))
-        return []
-    cfg.load_from, told = find_whole_checkpoint(cfg.work_dir)
+    register_safe_loader()
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    told = []
+    if resume == 'auto':
+        resume, told = find_whole_checkpoint(cfg.work_dir)
+    elif resume is not None:
+        check_file(resume, '--resume')
+        check_resumable(resume, load_whole_model(resume))
+    cfg.resume = resume is not None
+    if cfg.resume:
+        cfg.load_from = resume
+    elif cfg.get('load_from'):
+        check_file(cfg.load_from, 'load_from')
+        load_whole_model(cfg.load_from)
     return told
 
 

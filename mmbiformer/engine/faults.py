@@ -9,13 +9,24 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.config import Config
 
 from .check_finite_hook import NotFiniteError
-from .command_line import CommandError, data_paths
+from .command_line import CommandError, _text, data_paths
 
-RESUME = 'Then go on from the last checkpoint with --resume.'
+RESUME = 'If there is a checkpoint, go on from it with --resume.'
+
+PARTS = dict(
+    build_dataloader='{}_dataloader',
+    build_evaluator='{}_evaluator',
+    build_optim_wrapper='optim_wrapper',
+    build_param_scheduler='param_scheduler',
+    build_val_loop='val_cfg',
+    build_train_loop='train_cfg',
+)
+"""Methods of the Runner that build parts while it trains, inner ones first, and their settings."""
 
 
 @contextlib.contextmanager
@@ -42,7 +53,9 @@ def faults_explained(cfg: Config) -> Iterator[None]:
 def _explain(error: Exception, cfg: Config) -> str | None:
     text = str(error)
     last_line = (text.strip().splitlines() or [''])[-1]
-    files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = {code.co_filename for code in codes}
+    part = _part({code.co_name for code in codes})
     if isinstance(error, NotFiniteError):
         return text
     if type(error).__name__ == 'CheckpointWriteError':
@@ -65,6 +78,24 @@ def _explain(error: Exception, cfg: Config) -> str | None:
             f'{last_line.removeprefix(f"{name}: ")}. Mend it, or take it out of the annotation '
             f'file. {RESUME}'
         )
+    if _is_of_config(error, part, files):
+        return (
+            f'{part or "a part"} of {cfg.filename} cannot be built: '
+            f'{_text(error).partition(". Please check")[0]}. Mend the name or the value there'
+        )
+    if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):
+        return (
+            f'{part or "a data set"} of {cfg.filename} is empty: no image has any of '
+            'the configured classes. Let metainfo.classes name classes of the annotations in '
+            f'{" and ".join(data_paths(cfg, _splits(part)))}'
+        )
+    if _is_of_classes(error, files):
+        counts = sorted(_values(cfg.get('model'), 'num_classes'))
+        return (
+            f'the annotations hold more classes than the model: {last_line}. Set num_classes of '
+            f'every head in {cfg.filename} (now {", ".join(map(str, counts)) or "not set"}) to '
+            'the number of classes of the data'
+        )
     if _within(files, 'base_dataset.py') or isinstance(error, json.JSONDecodeError):
         files = [path for path in data_paths(cfg, ('train', 'val')) if path.endswith('.json')]
         return (
@@ -74,6 +105,53 @@ def _explain(error: Exception, cfg: Config) -> str | None:
     if re.search(r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out', text):
         return f'another process of this job ended: {last_line}. See its own message. {RESUME}'
     return None
+
+
+def _part(functions: set[str]) -> str | None:
+    """Which part of the config was being built, by the names of the functions under way."""
+    split = 'val' if 'build_val_loop' in functions else 'train'
+    return next((part.format(split) for name, part in PARTS.items() if name in functions), None)
+
+
+def _splits(part: str | None) -> tuple[str, ...]:
+    """The split that a part of the config is of, or all that training uses."""
+    return tuple(name for name in ('train', 'val') if not part or part.startswith(name))
+
+
+def _is_of_config(error: Exception, part: str | None, files: set[str]) -> bool:
+    """Whether the config is to blame, which is read piece by piece while the Runner starts."""
+    text = str(error)
+    if isinstance(error, KeyError) and re.search(
+        r'is not in the .+ registry|must contain the key "type"', text
+    ):
+        return True
+    if part is None or isinstance(error, json.JSONDecodeError):
+        return False
+    if isinstance(error, TypeError):
+        return bool(re.search(r'unexpected keyword argument|missing \d+ required', text))
+    # What is wrong with a data set that is being read is seldom in the config.
+    return isinstance(error, (AssertionError, ImportError, ValueError)) and not _within(
+        files, 'base_dataset.py'
+    )
+
+
+def _is_of_classes(error: Exception, files: set[str]) -> bool:
+    """Whether a label is too high for the model."""
+    text = str(error)
+    if re.search(r'Target \d+ is out of bounds|Class values must be smaller than num_cl', text):
+        return True
+    in_head = any(re.search(r'/models/(?:\w*heads|losses)/', file) for file in files)
+    return in_head and bool(re.search(r'ind(?:ex|ices) .*out of (?:bounds|range)', text))
+
+
+def _values(node: Any, name: str) -> set[Any]:
+    """The values under a name, anywhere in a part of a config."""
+    if isinstance(node, dict):
+        found = set().union(*(_values(value, name) for value in node.values()))
+        return found | {node[name]} if isinstance(node.get(name), int) else found
+    if isinstance(node, (list, tuple)):
+        return set().union(*(_values(value, name) for value in node))
+    return set()
 
 
 def _within(files: set[str], name: str) -> bool:

@@ -108,6 +108,8 @@ def _create(
         path = (pretrained_cfg_overlay or {}).get('file') or RELEASED[arch]
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
         state_dict = dict(checkpoint.get('state_dict', checkpoint))
+        if not any(name.startswith('backbone.') for name in state_dict):
+            state_dict = {f'backbone.{name}': value for name, value in state_dict.items()}
         own = model.state_dict()
         for name in ('head.fc.weight', 'head.fc.bias'):
             # A classifier of other classes stays new.
