@@ -4,6 +4,7 @@ Ours are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and ``head
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -158,10 +159,10 @@ def adapt_backbone_state(
     }
     if not given:
         if strict and prefix:
-            raise CheckpointError(
-                f'the checkpoint holds nothing for the {_family(own)} of the model, under the name '
-                f"'{prefix}…'. It must be of the whole model: give weights of a backbone alone as "
-                f"init_cfg=dict(type='Pretrained', checkpoint=FILE)"
+            print_log(
+                f"nothing is loaded into the {_family(own)}: the checkpoint has no '{prefix}…'",
+                logger='current',
+                level=logging.WARNING,
             )
         return
     there, here = _describe(given), _describe(own)
@@ -172,7 +173,8 @@ def adapt_backbone_state(
             f'the checkpoint is of a {_family(given)}; the model has a {_family(own)}. '
             'Choose the matching model or file.'
         )
-    stems = [tuple(state[STEM_KEY].shape) for state in (given, own) if STEM_KEY in state]
+    stems = [state[STEM_KEY] for state in (given, own) if STEM_KEY in state]
+    stems = [tuple(getattr(stem, 'shape', ())) for stem in stems]
     if there[: len(here)] != here or len({*stems}) > 1:
         raise CheckpointError(
             'the checkpoint is of another arch: its (blocks, channels) a stage are '
@@ -209,13 +211,17 @@ def load_whole_model(path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path) -> None:
+def check_fit(
+    model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path, missing_too: bool = True
+) -> None:
     """Raise CheckpointError unless a checkpoint holds all weights of a model, in its shapes.
 
     Args:
         model: The model; wrappers are looked through.
         checkpoint: A loaded checkpoint.
         path: Where it was loaded from, for the message.
+        missing_too: Whether weights that are missing count. Defaults to True. (Wrappers that shard
+            a model give its weights other names.)
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
@@ -226,7 +232,7 @@ def check_fit(model: nn.Module, checkpoint: Mapping[str, Any], path: str | Path)
             continue
         shape = tuple(getattr(given.get(name), 'shape', ()))
         if name not in given:
-            problems.append(f'{name} is missing')
+            problems += [f'{name} is missing'] * missing_too
         elif shape != tuple(value.shape):
             problems.append(f'{name} is {shape} instead of {tuple(value.shape)}')
     if problems:

@@ -236,7 +236,7 @@ def test_no_whole_checkpoint(trained, tmp_path):
     before = sorted(work.rglob('*'))
     out = run(config, work, '--resume', status=2)
     assert 'no checkpoint in' in out and 'epoch_3.pth: the file is empty' in out
-    assert 'Remove them to start from the beginning' in out and 'Traceback' not in out
+    assert 'Move them away to start from the beginning' in out and 'Traceback' not in out
     assert sorted(work.rglob('*')) == before
 
 

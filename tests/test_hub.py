@@ -1,6 +1,7 @@
 """Doors for users of other libraries: timm, mmpretrain's hub, and the hosts' inferencers."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import mmpretrain
@@ -95,6 +96,24 @@ def test_timm_fine_tuning(released, options):
     backbone = net if options.get('features_only') else net.backbone
     expected = convert_official_state_dict(official())[f'backbone.{name}']
     assert torch.equal(backbone.state_dict()[name], expected)
+
+
+def test_timm_takes_backbones_and_nothing_else(tmp_path):
+    path = str(tmp_path / 'FILE')
+    create = partial(
+        timm.create_model,
+        'biformer_tiny',
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=path),
+    )
+    own = timm.create_model('biformer_tiny').backbone.state_dict()
+    for saved in (own, {'model': own}, {f'module.{name}': value for name, value in own.items()}):
+        torch.save(saved, path)
+        found = create().backbone.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in own.items())
+    torch.save({'conv1.weight': torch.ones(2)}, path)
+    with pytest.raises(ValueError, match='FILE holds no weights of a BiFormer'):
+        create()
 
 
 # mmpretrain

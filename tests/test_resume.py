@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from test_faults import last, run, write_config
 from torch import nn
 
@@ -30,12 +31,15 @@ def write(path, checkpoint, age=0):
 
 
 def config(folder, **kwargs):
-    return Config(dict(work_dir=str(folder), default_hooks={}, **kwargs))
+    model = dict(backbone=dict(type='mmbiformer.BiFormer'))
+    return Config(dict(work_dir=str(folder), default_hooks={}, model=model, **kwargs))
 
 
 def test_nothing_is_started_over_silently(tmp_path):
     write(tmp_path / 'best_toy_epoch_1.pth', dict(state_dict={}))
-    with pytest.raises(CheckpointError, match=r'(?s)best_toy_epoch_1.pth holds weights only.*Move'):
+    with pytest.raises(
+        CheckpointError, match=r'(?s)best_toy_epoch_1.pth lacks message_hub, meta, optimizer.*Move'
+    ):
         make_resumable(config(tmp_path), 'auto')
     whole = write(tmp_path / 'epoch_1.pth', WHOLE, age=9)
     cfg = config(tmp_path)
@@ -56,8 +60,12 @@ def test_starts_as_without_the_option_if_there_is_none(tmp_path):
     with pytest.raises(CommandError, match='load_from: there is no file none'):
         make_resumable(config(tmp_path, load_from='none.pth'))
     other = write(tmp_path / 'resnet', {'conv1.weight': torch.ones(2)})
+    cfg = config(tmp_path, load_from=other)
     with pytest.raises(CheckpointError, match='this is not a model around'):
-        make_resumable(config(tmp_path, load_from=other))
+        make_resumable(cfg)
+    cfg.model.backbone.type = 'ResNet'
+    make_resumable(cfg)
+    make_resumable(config(tmp_path, load_from='s3://bucket/file.pth'))  # MMEngine's to find
 
 
 def test_a_copied_run_goes_on_from_its_own_checkpoint(tmp_path):
@@ -111,6 +119,12 @@ def test_only_the_best_of_this_run_is_removed(tmp_path):
         assert kept(str(tmp_path / foreign)) is None, foreign
         assert kept(str(tmp_path / foreign), 'best_ckpt_a', **both) is None, foreign
     assert kept(3) is None
+    for strange in (dict(), dict(save_best=None, rule=None)):
+        hook = CheckpointHook(**{'save_best': 'a', 'rule': 'greater', **strange})
+        info = {'best_ckpt_b': '/', 'best_ckpt': '/'}
+        hook.out_dir, hook.file_backend = str(tmp_path), LocalBackend()
+        hook._forget_foreign_best(info)
+        assert not info
 
 
 def test_a_resumed_file_removes_nothing_of_others(tmp_path):

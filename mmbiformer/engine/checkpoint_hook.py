@@ -115,7 +115,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the random state until training begins, if the run resumes."""
         if runner._resume:
-            check_fit(runner.model, checkpoint, runner._load_from)
+            check_fit(runner.model, checkpoint, runner._load_from, missing_too=False)
             self._resumed = checkpoint.get('random_state')
 
     def _forget_foreign_best(self, info: dict[str, Any]) -> None:
@@ -124,27 +124,40 @@ class CheckpointHook(MMEngineCheckpointHook):
         MMEngine removes it, file or whole folder, when a better one is there.
         """
         folder = Path(self.out_dir).resolve()
+        paths = getattr(self, 'best_ckpt_path_dict', {})  # there is one with several metrics
         for name in [name for name in info if name.startswith('best_ckpt')]:
-            path = Path(info[name]) if isinstance(info[name], str) else folder
-            own = path.parent.resolve() == folder and path.name.startswith('best_')
-            if own and path.is_file() and not path.is_symlink():
+            best = info[name] if isinstance(info[name], str) else ''
+            if type(self.file_backend) is LocalBackend:
+                path = Path(best)
+                own = path.parent.resolve() == folder and path.name.startswith('best_')
+                own = own and path.is_file() and not path.is_symlink()
+            else:
+                own = best.startswith(f'{self.out_dir}/best_')
+            if own:
                 continue
             del info[name]
+            metric = name.removeprefix('best_ckpt_')
             if name == 'best_ckpt':
                 self.best_ckpt_path = None
-            else:
-                self.best_ckpt_path_dict[name.removeprefix('best_ckpt_')] = None
+            elif metric in paths:
+                paths[metric] = None
 
     def _restore(self, runner: Runner, saved: dict) -> None:
         sampler = _sampler(runner.train_loop.dataloader)
-        if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
-            sampler.seed = saved['sampler_seed']
-        if len(saved['ranks']) == runner.world_size:
-            set_random_state(saved['ranks'][get_rank()])
-        else:
+        try:
+            if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
+                sampler.seed = saved['sampler_seed']
+            ranks = len(saved['ranks'])
+            if ranks == runner.world_size:
+                set_random_state(saved['ranks'][get_rank()])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f'{runner._load_from} is damaged, its random_state cannot be restored: {error}'
+            ) from error
+        if ranks != runner.world_size:
             runner.logger.warning(
-                f'The checkpoint is of {len(saved["ranks"])} processes, this run has '
-                f'{runner.world_size}: random numbers and the order of the data will differ.'
+                f'The checkpoint is of {ranks} processes, this run has {runner.world_size}: '
+                'random numbers and the order of the data will differ.'
             )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
@@ -190,21 +203,21 @@ def find_whole_checkpoint(folder: str) -> tuple[str | None, list[str]]:
         found = [work_dir / Path(last).name, Path(last)] if last else []
     found += sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
     damaged: dict[str, str] = {}
-    weights_only = []
+    no_runs = []
     for path in dict.fromkeys(path.resolve() for path in found if path.is_file()):
         try:
             checkpoint = safe_load(path)
         except (CheckpointError, OSError) as error:
             damaged[str(path)] = str(error)
             continue
-        if _missing(checkpoint):  # the best one holds no optimizer
-            weights_only.append(f'{path} holds weights only')
+        if missing := _missing(checkpoint):  # the best one holds no optimizer
+            no_runs.append(f'{path} lacks {", ".join(missing)}')
         else:
             return str(path), [f'{reason}; resuming from {path}.' for reason in damaged.values()]
-    if damaged or weights_only:
+    if damaged or no_runs:
         raise CheckpointError(
             f'no checkpoint in {folder} can be resumed from:\n'
-            + ''.join(f'  {reason}\n' for reason in [*damaged.values(), *weights_only])
+            + ''.join(f'  {reason}\n' for reason in [*damaged.values(), *no_runs])
             + 'Move them away to start from the beginning, name another with --resume FILE, or '
             'start from weights with --cfg-options load_from=FILE in another --work-dir.'
         )

@@ -42,7 +42,9 @@ def run_command(main: Callable[[], None]) -> None:
     except (CommandError, CheckpointError) as error:
         message = str(error)
     except OSError as error:
-        if error.filename is None:  # nothing of a user's
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        # Without a name it is nothing of a user's; in a training it needs its traceback.
+        if error.filename is None or any(file.endswith('runner/runner.py') for file in files):
             raise
         message = (
             f'{error.filename}: {error.strerror or error}; it must be there, of the right kind, '
@@ -170,9 +172,9 @@ def check_backbone(cfg: Config) -> None:
     Args:
         cfg: The whole config.
     """
-    backbone = cfg.model.get('backbone')
-    if backbone is None or not str(backbone.get('type')).startswith('mmbiformer.'):
+    if not _has_our_backbone(cfg):
         return
+    backbone = cfg.model.backbone
     try:
         with torch.random.fork_rng(devices=[]):  # the model's own weights must not depend on this
             MODELS.build({**backbone, 'init_cfg': None})
@@ -330,7 +332,7 @@ def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
 def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     """Write checkpoints that a killed run resumes from exactly; find the one to resume from.
 
-    Where there is none yet the run starts as it would without ``--resume``.
+    Where the work folder has none at all, the run starts as it would without ``--resume``.
 
     Args:
         cfg: The whole config; changed in place.
@@ -356,7 +358,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     cfg.resume = resume is not None
     if cfg.resume:
         cfg.load_from = resume
-    elif cfg.get('load_from'):
+    elif cfg.get('load_from') and '://' not in cfg.load_from and _has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told
@@ -414,6 +416,11 @@ def drop_sync_bn_without_gpu(cfg: Config) -> None:
             stack += node
     if found and _is_first_process():
         print('No GPU: training with BatchNorm in each process instead of SyncBN.')
+
+
+def _has_our_backbone(cfg: Config) -> bool:
+    backbone = cfg.model.get('backbone') or {}
+    return str(backbone.get('type')).startswith('mmbiformer.')
 
 
 def _text(error: Exception) -> str:

@@ -141,7 +141,7 @@ def _is_of_classes(error: Exception, files: set[str]) -> bool:
     if re.search(r'Target \d+ is out of bounds|Class values must be smaller than num_cl', text):
         return True
     in_head = any(re.search(r'/models/(?:\w*heads|losses)/', file) for file in files)
-    return in_head and bool(re.search(r'ind(?:ex|ices) .*out of (?:bounds|range)', text))
+    return in_head and bool(re.search(r'^index -?\d+ is out of bounds for dimension', text))
 
 
 def _values(node: Any, name: str) -> set[Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import RELEASED
 from ..models import BiFormer
+from ..safe_load import CheckpointError
 
 
 class BiFormerClassifier(nn.Module):
@@ -108,8 +109,14 @@ def _create(
         path = (pretrained_cfg_overlay or {}).get('file') or RELEASED[arch]
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
         state_dict = dict(checkpoint.get('state_dict', checkpoint))
-        if not any(name.startswith('backbone.') for name in state_dict):
-            state_dict = {f'backbone.{name}': value for name, value in state_dict.items()}
+        state_dict = {name.removeprefix('module.'): state_dict[name] for name in state_dict}
+        if not any(name.startswith('backbone.') for name in state_dict):  # a backbone alone
+            state_dict = {
+                name if name.startswith('head.') else f'backbone.{name}': value
+                for name, value in state_dict.items()
+            }
+        if 'backbone.stages.0.0.norm1.weight' not in state_dict:
+            raise CheckpointError(f'{path} holds no weights of a BiFormer; take another file')
         own = model.state_dict()
         for name in ('head.fc.weight', 'head.fc.bias'):
             # A classifier of other classes stays new.

@@ -19,11 +19,12 @@ _allowed = threading.local()
 @contextlib.contextmanager
 def reused_memory() -> Iterator[None]:
     """Let :func:`add` and :func:`gelu` reuse memory, in this thread and without gradients."""
+    before = getattr(_allowed, 'here', False)
     _allowed.here = True
     try:
         yield
     finally:
-        _allowed.here = False
+        _allowed.here = before
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _attend_gathered(
 
 
 def _attend_in_pieces(query: Tensor, *args: Any) -> Tensor:
-    out = _GatheredInPieces.apply(query, *args)
+    out = _GatheredInPieces.apply(query, *args, torch.is_grad_enabled())
     return crop(out, *query.shape[1:3])  # here: in there it would make a view, which users see
 
 
@@ -139,6 +139,7 @@ class _GatheredInPieces(torch.autograd.Function):
         region_size: Size,
         key_region_size: Size,
         scale: float,
+        keep: bool,
     ) -> Tensor:
         ctx.settings = num_heads, region_size, key_region_size, scale
         q, k, v = _strips(query, region_size), *(_regions(x, key_region_size) for x in (key, value))
@@ -153,7 +154,7 @@ class _GatheredInPieces(torch.autograd.Function):
                 *operands, attn_mask=None if mask is None else mask[regions], scale=scale
             )
             _put(out_strips[strips], part)
-            kept += part, lse
+            kept += (part, lse) if keep else ()
         ctx.save_for_backward(query, key, value, routes, *kept)
         return out
 
@@ -190,7 +191,7 @@ class _GatheredInPieces(torch.autograd.Function):
             merge_regions(total.view(len(key), -1, *x.shape[1:]), key.shape[1:3], key_region_size)
             for total, x in zip(totals, (k, v), strict=True)
         )
-        return _map(grad_query, query), *grads, *(None,) * 5
+        return _map(grad_query, query), *grads, *(None,) * 6
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> list[tuple[slice, slice]]:
