@@ -3,6 +3,7 @@
 Usage: TRITON_INTERPRET=1 python tests/interpreted.py DTYPE FILE
 """
 
+import contextlib
 import sys
 
 import torch
@@ -29,6 +30,7 @@ INTERPRETED = {
     'repeated': Case(query=(8, 12), region=(4, 4), topk=3, batch=1),
     'repeated, all routes': Case(query=(4, 8), topk=8, batch=1),
     'one image': Case(batch=1, query=(12, 12), region=(4, 4), topk=4, head_dim=32),
+    'far below zero': Case(query=(10, 10), region=(5, 5), topk=1, batch=1),
 }
 BITWISE = ['hub', 'all routes', 'ragged, gathered']
 
@@ -40,6 +42,8 @@ def inputs(name, dtype):
     *maps, routes = case.tensors(dtype)
     if 'repeated' in name:
         routes[..., 1:3] = routes[..., :1]
+    if name == 'far below zero':  # where a key that does not exist, of logit 0, would be far above
+        maps[:2] = maps[0].abs() * 16, -maps[1].abs() * 16
     if case.key is None and case.value_dim is None:
         maps = torch.cat(maps, -1).chunk(3, -1)
     cotangent = torch.randn(*maps[0].shape[:3], maps[2].shape[3]).to(dtype)
@@ -118,6 +122,7 @@ def amp():
 def main():
     dtype, path = getattr(torch, sys.argv[1]), sys.argv[2]
     torch.use_deterministic_algorithms(True)
+    launch.unfilled_memory = contextlib.nullcontext
     assert torch.empty(3, dtype=dtype).isnan().all()  # what kernels do not write stays NaN
     ran = watch_launches()
     results = {'launches': {}, 'bitwise': {}}

@@ -87,6 +87,8 @@ def test_reasons():
     double = Pretended(q.double())
     assert 'float64' in why_not(double, double, double, num_heads=2)
     assert 'all three' in why_not(on_gpu, on_gpu, Pretended(q.half()), num_heads=2)
+    many = Pretended(q[:1].expand(2**16, -1, -1, -1))
+    assert 'more than 65535 images' in why_not(many, many, many, num_heads=2)
 
 
 class Pretended:
@@ -129,6 +131,7 @@ SHAPES = {  # map, region, k, channels
 }
 POINTERS = {
     torch.bfloat16: '*bf16',
+    torch.float16: '*fp16',
     torch.float32: '*fp32',
     torch.int64: '*i64',
     torch.int32: '*i32',
@@ -140,6 +143,7 @@ class Recorder:
 
     def __init__(self, kernel, launches):
         self.kernel, self.launches = kernel, launches
+        self.__name__ = kernel.__name__
 
     def __getitem__(self, grid):
         return lambda *args, **options: self.launches.append((self.kernel, args, options))
@@ -176,7 +180,9 @@ def compile_ahead(kernel, args, options, capability):
             signature[parameter.name] = 'constexpr'
             constants[(i,)] = options[parameter.name]
     source = ASTSource(kernel, signature, constants, attributes)
-    settings = {name: options[name] for name in ('num_warps', 'num_stages') if name in options}
+    settings = {
+        name: options[name] for name in ('num_warps', 'num_stages', 'maxnreg') if name in options
+    }
     return triton.compile(source, target=GPUTarget('cuda', capability, 32), options=settings)
 
 
@@ -190,21 +196,27 @@ def resources(compiled, folder):
     return int(find['REG']), compiled.metadata.shared, int(find['STACK'])
 
 
+def launch_all(launches, size, region, topk, heads, head_dim, dtype):
+    """Record the launches of a forward and backward pass, from slices of a packed projection."""
+    regions = -(-size[0] // region[0]) * -(-size[1] // region[1])
+    packed = torch.empty(1, *size, 3 * heads * head_dim, dtype=dtype, device='meta')
+    routes = torch.empty(1, regions, topk, dtype=torch.int64, device='meta')
+    settings = heads, region, region, 0.1
+    maps = packed.chunk(3, -1)
+    out, stats = launch.forward(*maps, routes, *settings)
+    launch.backward(out, *maps, routes, out, stats, *settings)
+    return launches
+
+
 @pytest.mark.parametrize('capability', [80, 90])
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 def test_compiles_ahead_without_spills(
     shape, capability, launches, tmp_path, monkeypatch, record_property
 ):
-    """For BiFormer-S in bfloat16, from slices of a packed projection."""
+    """For BiFormer-S in bfloat16."""
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
     size, region, topk, channels = shape
-    regions = -(-size[0] // region[0]) * -(-size[1] // region[1])
-    packed = torch.empty(1, *size, 3 * channels, dtype=torch.bfloat16, device='meta')
-    routes = torch.empty(1, regions, topk, dtype=torch.int64, device='meta')
-    settings = channels // 32, region, region, channels**-0.5
-    maps = packed.chunk(3, -1)
-    out, lse = launch.forward(*maps, routes, *settings)
-    launch.backward(out, *maps, routes, out, lse, *settings)
+    launch_all(launches, size, region, topk, channels // 32, 32, torch.bfloat16)
     one_pass = topk == 1 and region[0] * region[1] <= 64
     assert len({kernel for kernel, *_ in launches}) == (3 if one_pass else 4)
     for kernel, args, options in launches:
@@ -212,3 +224,29 @@ def test_compiles_ahead_without_spills(
         record_property(kernel.__name__, used)
         print(f'{kernel.__name__}: {used[0]} registers, {used[1]} B shared, {used[2]} B stack')
         assert used[2] == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(('heads', 'head_dim'), [(3, 40), (1, 64), (1, 100), (1, 128)])
+def test_wide_heads_compile(heads, head_dim, dtype, launches, tmp_path, monkeypatch):
+    """Their tiles fit into registers and shared memory; float32 spills what no one would notice."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    for region, topk in (((8, 8), 1), ((2, 2), 49)):
+        launch_all(launches, (28, 28), region, topk, heads, head_dim, dtype)
+    for kernel, args, options in launches:
+        _, shared, stack = resources(compile_ahead(kernel, args, options, 90), tmp_path)
+        assert shared <= 227 * 2**10
+        assert stack <= (512 if dtype == torch.float32 else 0)
+
+
+@pytest.mark.parametrize('head_dim', [32, 128])
+def test_float32_sums_tile_by_tile(head_dim, launches, tmp_path, monkeypatch):
+    """One sum over all of a hub's queries would lose digits, and Triton likes to make it one."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path / 'cache'))
+    launch_all(launches, (56, 56), (8, 8), 2, 1, head_dim, torch.float32)
+    kernel, args, options = launches[-1]
+    assert kernel is launch.grad_of_key_and_value.kernel
+    code = compile_ahead(kernel, args, options, 90).asm['ttir']
+    dots = re.findall(r'%(\w+) = tt.dot .*-> tensor<\d+x(\d+)xf32>', code)
+    sums = [name for name, width in dots if re.search(rf'arith.addf %\w+, %{name} ', code)]
+    assert len(sums) == 2  # dk and dv

@@ -40,7 +40,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = query.shape
     out = query.new_empty(batch, height, width, value.shape[3])
-    return out, query.new_empty(batch, num_heads, height * width, dtype=torch.float32)
+    return out, query.new_empty(batch, num_heads, 2, height * width, dtype=torch.float32)
 
 
 @torch.library.custom_op('mmbiformer::fused_attention_backward', mutates_args=())
@@ -51,7 +51,7 @@ def fused_attention_backward(
     value: Tensor,
     routes: Tensor,
     out: Tensor,
-    lse: Tensor,
+    stats: Tensor,
     num_heads: int,
     region_size: Sequence[int],
     key_region_size: Sequence[int],
@@ -67,7 +67,7 @@ def fused_attention_backward(
         value,
         routes,
         out,
-        lse,
+        stats,
         num_heads,
         region_size,
         key_region_size,
@@ -88,7 +88,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
     settings = ctx.num_heads, ctx.region_size, ctx.key_region_size, ctx.scale
     grads = fused_attention_backward(grad_out, *ctx.saved_tensors, *settings)
     return (*grads, *(None,) * 5)

@@ -19,6 +19,7 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DTYPES = (torch.float16, torch.float32, *(() if INTERPRETED else (torch.bfloat16,)))
 LARGEST_HEAD = 128
 LARGEST_MAP = 2**19  # tokens; the kernels divide in float32
+LARGEST_BATCH = 2**16 - 1  # what CUDA takes as the second side of a grid
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -41,6 +42,9 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
         return f'heads of {widest} channels are wider than {LARGEST_HEAD}'
     if max(x.shape[1] * x.shape[2] for x in (query, key)) > LARGEST_MAP:
         return f'a map has more than {LARGEST_MAP} tokens'
+    # In a graph for all sizes the question would fix the answer.
+    if not torch.compiler.is_compiling() and query.shape[0] > LARGEST_BATCH:
+        return f'a batch has more than {LARGEST_BATCH} images'
     return None
 
 

@@ -1,6 +1,6 @@
 """The backward kernels: gradients by query region and by key region, without atomics.
 
-Probabilities are recomputed from the logarithm of their sum. With p = softmax(logits) and
+Probabilities are recomputed from what forward keeps of each row. With p = softmax(logits) and
 ``delta`` = sum(out * grad_out), the gradient of the logits is p * (grad_out @ v.T - delta).
 """
 
@@ -9,10 +9,11 @@ import triton.language as tl
 
 from .tiles import (
     SIZES,
+    add_product,
     listed_tokens,
+    load_counts,
     load_tokens,
     own_tokens,
-    pair_counts,
     split_program,
     store_tokens,
 )
@@ -26,7 +27,7 @@ def grad_of_query(
     routes,
     counts,
     out,
-    lse,
+    stats,
     grad_out,
     grad_query,
     delta,
@@ -50,11 +51,16 @@ def grad_of_query(
     width,
     h,
     w,
+    regions,
+    columns,
     key_height,
     key_width,
     key_h,
     key_w,
+    key_regions,
+    key_columns,
     topk,
+    counted,
     tiles,
     num_heads,
     scale,
@@ -67,37 +73,51 @@ def grad_of_query(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    MASKED: tl.constexpr,
+    ONE_TILE: tl.constexpr,
 ):
     """One program per tile of a query region and head, as forward; also writes ``delta``."""
-    regions = tl.cdiv(height, h) * tl.cdiv(width, w)
-    key_regions = tl.cdiv(key_height, key_h) * tl.cdiv(key_width, key_w)
-    image, region, tile, head = split_program(tiles, 1 if ALL else regions, num_heads)
+    image, region, tile, head = split_program(tiles, num_heads)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     grad_out += image * grad_b + head * VALUE_DIM * grad_c
-    channels = num_heads * VALUE_DIM
-    out += image * height * width * channels + head * VALUE_DIM
-    lse += (image * num_heads + head) * height * width
+    channels, value_channels = num_heads * DIM, num_heads * VALUE_DIM
+    out += image * height * width * value_channels + head * VALUE_DIM
+    grad_query += image * height * width * channels + head * DIM
+    stats += (image * num_heads + head) * 2 * height * width
     delta += (image * num_heads + head) * height * width
     listing = routes + (image * regions + region) * topk
-    counts += image * regions * key_regions
 
-    row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    row_region, y, x, exists = own_tokens(row, region, regions, height, width, h, w, ALL, RAGGED)
+    row_region, y, x, exists = own_tokens(
+        tile, region, regions, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
+    )
+    counts += image * regions * counted
+    length = key_regions if ALL else topk
     q = load_tokens(query, y, x, exists, query_y, query_x, query_c, DIM, BLOCK_DIM)
     do = load_tokens(grad_out, y, x, exists, grad_y, grad_x, grad_c, VALUE_DIM, BLOCK_VALUE_DIM)
-    o = load_tokens(out, y, x, exists, width * channels, channels, 1, VALUE_DIM, BLOCK_VALUE_DIM)
-    row_lse = tl.load(lse + y * width + x, mask=exists, other=0.0)
+    o = load_tokens(
+        out, y, x, exists, width * value_channels, value_channels, 1, VALUE_DIM, BLOCK_VALUE_DIM
+    )
+    top = tl.load(stats + y * width + x, mask=exists, other=0.0)
+    share = tl.load(stats + (height + y) * width + x, mask=exists, other=0.0)
     row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta + y * width + x, row_delta, mask=exists)
 
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
-    length = key_regions if ALL else topk
-    for start in range(0, length * key_h * key_w, BLOCK_COLUMNS):
-        column = start + tl.arange(0, BLOCK_COLUMNS)
-        column_region, ky, kx, listed = listed_tokens(
-            column, listing, length, key_height, key_width, key_h, key_w, ALL, RAGGED
+    for start in range(0, BLOCK_COLUMNS if ONE_TILE else length * key_h * key_w, BLOCK_COLUMNS):
+        _, ky, kx, listed = listed_tokens(
+            start,
+            listing,
+            length,
+            key_height,
+            key_width,
+            key_h,
+            key_w,
+            key_columns,
+            BLOCK_COLUMNS,
+            ALL,
+            RAGGED,
         )
         k = load_tokens(key, ky, kx, listed, key_y, key_x, key_c, DIM, BLOCK_DIM)
         v = load_tokens(
@@ -106,18 +126,17 @@ def grad_of_query(
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
         # Masked before the exponential, which could overflow where it does not count.
         if ALL:
-            count = pair_counts(counts, row_region, column_region, exists, listed, key_regions, 1)
+            count = load_counts(counts, row_region, exists, start, counted, BLOCK_COLUMNS)
             logits = tl.where(count > 0, logits, float('-inf'))
-            p = tl.exp2(logits - row_lse[:, None]) * count
+            p = tl.exp2(logits - top[:, None]) * share[:, None] * count
         else:
-            logits = tl.where(listed[None, :], logits, float('-inf'))
-            p = tl.exp2(logits - row_lse[:, None])
+            if MASKED:
+                logits = tl.where(listed[None, :], logits, float('-inf'))
+            p = tl.exp2(logits - top[:, None]) * share[:, None]
         dp = tl.dot(do, tl.trans(v), input_precision='ieee')
         ds = p * (dp - row_delta[:, None])
-        acc = tl.dot(ds.to(k.dtype), k, acc, input_precision='ieee')
+        acc = add_product(ds.to(k.dtype), k, acc)
 
-    channels = num_heads * DIM
-    grad_query += image * height * width * channels + head * DIM
     store_tokens(grad_query, acc * scale, y, x, exists, width, channels, DIM, BLOCK_DIM)
 
 
@@ -129,8 +148,7 @@ def grad_of_key_and_value(
     listing,
     starts,
     counts,
-    out,
-    lse,
+    stats,
     delta,
     grad_out,
     grad_query,
@@ -156,11 +174,16 @@ def grad_of_key_and_value(
     width,
     h,
     w,
+    regions,
+    columns,
     key_height,
     key_width,
     key_h,
     key_w,
+    key_regions,
+    key_columns,
     topk,
+    counted,
     tiles,
     num_heads,
     scale,
@@ -173,6 +196,7 @@ def grad_of_key_and_value(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    MASKED: tl.constexpr,
     ONE_PASS: tl.constexpr,
 ):
     """One program per tile of a key region and head; its columns are keys, rows the queries.
@@ -180,72 +204,72 @@ def grad_of_key_and_value(
     A region that nobody is routed to gets zeros. With ``ONE_PASS`` every query meets all its keys
     right here, and its gradient is written too.
     """
-    regions = tl.cdiv(height, h) * tl.cdiv(width, w)
-    key_regions = tl.cdiv(key_height, key_h) * tl.cdiv(key_width, key_w)
-    image, region, tile, head = split_program(tiles, 1 if ALL else key_regions, num_heads)
+    image, region, tile, head = split_program(tiles, num_heads)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     grad_out += image * grad_b + head * VALUE_DIM * grad_c
-    lse += (image * num_heads + head) * height * width
+    stats += (image * num_heads + head) * 2 * height * width
     delta += (image * num_heads + head) * height * width
-    counts += image * regions * key_regions
-    value_channels = num_heads * VALUE_DIM
-    out += image * height * width * value_channels + head * VALUE_DIM
-    channels = num_heads * DIM
+    channels, value_channels = num_heads * DIM, num_heads * VALUE_DIM
     grad_query += image * height * width * channels + head * DIM
 
-    column = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    column_region, ky, kx, exists = own_tokens(
-        column, region, key_regions, key_height, key_width, key_h, key_w, ALL, RAGGED
+    _, ky, kx, exists = own_tokens(
+        tile,
+        region,
+        key_regions,
+        key_height,
+        key_width,
+        key_h,
+        key_w,
+        key_columns,
+        BLOCK_COLUMNS,
+        ALL,
+        RAGGED,
     )
-    k = load_tokens(key, ky, kx, exists, key_y, key_x, key_c, DIM, BLOCK_DIM)
-    v = load_tokens(value, ky, kx, exists, value_y, value_x, value_c, VALUE_DIM, BLOCK_VALUE_DIM)
-
-    dk = tl.zeros([BLOCK_COLUMNS, BLOCK_DIM], tl.float32)
-    dv = tl.zeros([BLOCK_COLUMNS, BLOCK_VALUE_DIM], tl.float32)
     if ALL:
+        counts += image * regions * counted
         length = regions
+        needed = exists
     else:
         starts += image * (key_regions + 1) + region
         first = tl.load(starts)
         length = tl.load(starts + 1) - first
         listing += image * regions * topk + first
+        needed = exists & (length > 0)
+    k = load_tokens(key, ky, kx, needed, key_y, key_x, key_c, DIM, BLOCK_DIM)
+    v = load_tokens(value, ky, kx, needed, value_y, value_x, value_c, VALUE_DIM, BLOCK_VALUE_DIM)
+
+    dk = tl.zeros([BLOCK_COLUMNS, BLOCK_DIM], tl.float32)
+    dv = tl.zeros([BLOCK_COLUMNS, BLOCK_VALUE_DIM], tl.float32)
     for start in range(0, length * h * w, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
         row_region, y, x, listed = listed_tokens(
-            row, listing, length, height, width, h, w, ALL, RAGGED
+            start, listing, length, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
         )
         q = load_tokens(query, y, x, listed, query_y, query_x, query_c, DIM, BLOCK_DIM)
         do = load_tokens(grad_out, y, x, listed, grad_y, grad_x, grad_c, VALUE_DIM, BLOCK_VALUE_DIM)
-        row_lse = tl.load(lse + y * width + x, mask=listed, other=0.0)
-        if ONE_PASS:
-            o = load_tokens(
-                out,
-                y,
-                x,
-                listed,
-                width * value_channels,
-                value_channels,
-                1,
-                VALUE_DIM,
-                BLOCK_VALUE_DIM,
-            )
-            row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-        else:
-            row_delta = tl.load(delta + y * width + x, mask=listed, other=0.0)
+        if ALL:
+            first = tile * BLOCK_COLUMNS
+            count = load_counts(counts, row_region, listed, first, counted, BLOCK_COLUMNS)
+        top = tl.load(stats + y * width + x, mask=listed, other=0.0)
+        share = tl.load(stats + (height + y) * width + x, mask=listed, other=0.0)
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
         if ALL:
-            count = pair_counts(counts, row_region, column_region, listed, exists, key_regions, 1)
             logits = tl.where(count > 0, logits, float('-inf'))
-            p = tl.exp2(logits - row_lse[:, None]) * count
+            p = tl.exp2(logits - top[:, None]) * share[:, None] * count
         else:
-            logits = tl.where(listed[:, None], logits, float('-inf'))
-            p = tl.exp2(logits - row_lse[:, None])
-        dv = tl.dot(tl.trans(p.to(do.dtype)), do, dv, input_precision='ieee')
+            if ONE_PASS and MASKED:
+                # Of keys that do not exist the exponential may overflow; dq sums over them.
+                logits = tl.where(exists[None, :], logits, float('-inf'))
+            p = tl.exp2(logits - top[:, None]) * share[:, None]
+        dv = add_product(tl.trans(p.to(do.dtype)), do, dv)
         dp = tl.dot(do, tl.trans(v), input_precision='ieee')
+        if ONE_PASS:  # sum(out * grad_out), as out = p @ v
+            row_delta = tl.sum(p * dp, 1)
+        else:
+            row_delta = tl.load(delta + y * width + x, mask=listed, other=0.0)
         ds = p * (dp - row_delta[:, None])
-        dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision='ieee')
+        dk = add_product(tl.trans(ds.to(q.dtype)), q, dk)
         if ONE_PASS:
             dq = tl.dot(ds.to(k.dtype), k, input_precision='ieee') * scale
             store_tokens(grad_query, dq, y, x, listed, width, channels, DIM, BLOCK_DIM)

@@ -5,10 +5,11 @@ import triton.language as tl
 
 from .tiles import (
     SIZES,
+    add_product,
     listed_tokens,
+    load_counts,
     load_tokens,
     own_tokens,
-    pair_counts,
     split_program,
     store_tokens,
 )
@@ -22,7 +23,7 @@ def attend(
     routes,
     counts,
     out,
-    lse,
+    stats,
     query_b,
     query_y,
     query_x,
@@ -39,11 +40,16 @@ def attend(
     width,
     h,
     w,
+    regions,
+    columns,
     key_height,
     key_width,
     key_h,
     key_w,
+    key_regions,
+    key_columns,
     topk,
+    counted,
     tiles,
     num_heads,
     scale,
@@ -56,32 +62,44 @@ def attend(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    MASKED: tl.constexpr,
+    ONE_TILE: tl.constexpr,
 ):
     """Softmax over the routed tokens, tile by tile; ``ALL`` goes over all tokens, by counts.
 
-    ``lse`` gets the logarithm to base 2 of the sum of the exponentials, (B, heads, H * W).
+    ``stats`` gets the largest logit, to base 2, and one over the sum of the exponentials below it,
+    (B, heads, 2, H * W). Their one logarithm would be rounded where logits are large.
     """
-    regions = tl.cdiv(height, h) * tl.cdiv(width, w)
-    key_regions = tl.cdiv(key_height, key_h) * tl.cdiv(key_width, key_w)
-    image, region, tile, head = split_program(tiles, 1 if ALL else regions, num_heads)
+    image, region, tile, head = split_program(tiles, num_heads)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     listing = routes + (image * regions + region) * topk
-    counts += image * regions * key_regions
 
-    row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    row_region, y, x, exists = own_tokens(row, region, regions, height, width, h, w, ALL, RAGGED)
+    row_region, y, x, exists = own_tokens(
+        tile, region, regions, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
+    )
+    counts += image * regions * counted
+    out += image * height * width * num_heads * VALUE_DIM + head * VALUE_DIM
+    stats += (image * num_heads + head) * 2 * height * width
+    length = key_regions if ALL else topk
     q = load_tokens(query, y, x, exists, query_y, query_x, query_c, DIM, BLOCK_DIM)
-
     top = tl.full([BLOCK_ROWS], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_VALUE_DIM], tl.float32)
-    length = key_regions if ALL else topk
-    for start in range(0, length * key_h * key_w, BLOCK_COLUMNS):
-        column = start + tl.arange(0, BLOCK_COLUMNS)
-        column_region, ky, kx, listed = listed_tokens(
-            column, listing, length, key_height, key_width, key_h, key_w, ALL, RAGGED
+    for start in range(0, BLOCK_COLUMNS if ONE_TILE else length * key_h * key_w, BLOCK_COLUMNS):
+        _, ky, kx, listed = listed_tokens(
+            start,
+            listing,
+            length,
+            key_height,
+            key_width,
+            key_h,
+            key_w,
+            key_columns,
+            BLOCK_COLUMNS,
+            ALL,
+            RAGGED,
         )
         k = load_tokens(key, ky, kx, listed, key_y, key_x, key_c, DIM, BLOCK_DIM)
         v = load_tokens(
@@ -89,9 +107,9 @@ def attend(
         )
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
         if ALL:
-            count = pair_counts(counts, row_region, column_region, exists, listed, key_regions, 1)
+            count = load_counts(counts, row_region, exists, start, counted, BLOCK_COLUMNS)
             logits = tl.where(count > 0, logits, float('-inf'))
-        else:
+        elif MASKED:
             logits = tl.where(listed[None, :], logits, float('-inf'))
         new_top = tl.maximum(top, tl.max(logits, 1))
         # A tile may hold nothing for a row; -inf - -inf would be NaN.
@@ -101,19 +119,12 @@ def attend(
             p *= count
         shrink = tl.exp2(top - finite_top)
         total = total * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision='ieee')
+        acc = add_product(p.to(v.dtype), v, acc * shrink[:, None])
         top = new_top
 
-    store_tokens(
-        out + image * height * width * num_heads * VALUE_DIM + head * VALUE_DIM,
-        acc / total[:, None],
-        y,
-        x,
-        exists,
-        width,
-        num_heads * VALUE_DIM,
-        VALUE_DIM,
-        BLOCK_VALUE_DIM,
-    )
-    lse += (image * num_heads + head) * height * width
-    tl.store(lse + y * width + x, top + tl.log2(total), mask=exists)
+    share = 1.0 / total
+    acc *= share[:, None]
+    channels = num_heads * VALUE_DIM
+    store_tokens(out, acc, y, x, exists, width, channels, VALUE_DIM, BLOCK_VALUE_DIM)
+    tl.store(stats + y * width + x, top, mask=exists)
+    tl.store(stats + (height + y) * width + x, share, mask=exists)

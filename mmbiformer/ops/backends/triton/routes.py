@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from .tiles import place_tokens, quotient
+
 
 @triton.jit(do_not_specialize=('regions', 'topk', 'key_regions'))
 def invert_routes(routes, listing, starts, regions, topk, key_regions, BLOCK: tl.constexpr):
@@ -31,15 +33,32 @@ def invert_routes(routes, listing, starts, regions, topk, key_regions, BLOCK: tl
         before += tl.sum(chosen.to(tl.int32))
 
 
-@triton.jit(do_not_specialize=('regions', 'topk', 'key_regions'))
+@triton.jit(do_not_specialize=('topk', 'height', 'width', 'h', 'w', 'columns'))
 def count_routes(
-    routes, counts, topk, key_regions, BLOCK_ROUTES: tl.constexpr, BLOCK_REGIONS: tl.constexpr
+    routes,
+    counts,
+    topk,
+    height,
+    width,
+    h,
+    w,
+    columns,
+    BLOCK_ROUTES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """How often each key region is listed for each query region, one program per the latter."""
+    """How often each token is listed for each query region, zero beyond the edge of the map.
+
+    Tokens are numbered region by region. One program per query region and BLOCK tokens.
+    """
     program = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, BLOCK_ROUTES)
-    chosen = tl.load(routes + program * topk + slot, mask=slot < topk, other=-1)
-    for start in range(0, key_regions, BLOCK_REGIONS):
-        region = start + tl.arange(0, BLOCK_REGIONS)
-        count = tl.sum((chosen[None, :] == region[:, None]).to(tl.int32), 1)
-        tl.store(counts + program * key_regions + region, count, mask=region < key_regions)
+    start = tl.program_id(1) * BLOCK
+    number = start + tl.arange(0, BLOCK)
+    token_region = quotient(number, h * w)
+    count = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, topk, BLOCK_ROUTES):
+        slot = first + tl.arange(0, BLOCK_ROUTES)
+        region = tl.load(routes + program * topk + slot, mask=slot < topk, other=-1)
+        count += tl.sum((region[:, None] == token_region[None, :]).to(tl.int32), 0)
+    y, x = place_tokens(number - token_region * (h * w), token_region, h, w, columns)
+    count = tl.where((y < height) & (x < width), count, 0)
+    tl.store(counts + program * tl.num_programs(1) * BLOCK + number, count.to(tl.float16))

@@ -10,20 +10,19 @@ import triton.language as tl
 
 # Compiled once for all values: maps and regions come in many sizes.
 SIZES = (
-    *('height', 'width', 'h', 'w', 'key_height', 'key_width', 'key_h', 'key_w'),
-    *('topk', 'tiles', 'num_heads'),
+    *('height', 'width', 'h', 'w', 'regions', 'columns'),
+    *('key_height', 'key_width', 'key_h', 'key_w', 'key_regions', 'key_columns'),
+    *('topk', 'num_heads'),
 )
 
 
 @triton.jit
-def split_program(tiles, regions, num_heads):
+def split_program(tiles, num_heads):
     """This program's image, region, tile and head; heads are next to one another in memory."""
     program = tl.program_id(0)
     head = program % num_heads
     program //= num_heads
-    tile = program % tiles
-    program //= tiles
-    return (program // regions).to(tl.int64), program % regions, tile, head
+    return tl.program_id(1).to(tl.int64), program // tiles, program % tiles, head
 
 
 @triton.jit
@@ -34,43 +33,68 @@ def quotient(n, d):
 
 @triton.jit
 def listed_tokens(
-    number, listing, length, height, width, h, w, ALL: tl.constexpr, RAGGED: tl.constexpr
+    start,
+    listing,
+    length,
+    height,
+    width,
+    h,
+    w,
+    columns,
+    BLOCK: tl.constexpr,
+    ALL: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
-    """Region, row and column on the map, and existence, of tokens numbered along a listing."""
-    if ALL:
-        slot = quotient(number, h * w)
-        region = slot
-    else:
-        slot = number // (h * w)
-        region = tl.load(listing + slot, mask=slot < length, other=0).to(tl.int32)
-    y, x, exists = place_tokens(number - slot * (h * w), region, height, width, h, w, RAGGED)
-    return region, y, x, exists & (slot < length)
+    """Region, row and column on the map, and existence, of BLOCK tokens from ``start`` on."""
+    tokens = h * w
+    first = start // tokens
+    number = start - first * tokens + tl.arange(0, BLOCK)
+    slot = quotient(number, tokens)
+    # Nothing but this is computed once more where a mask of logits has another layout.
+    exists = tl.arange(0, BLOCK) < length * tokens - start
+    region = first + slot
+    if not ALL:
+        region = tl.load(listing + region, mask=exists, other=0).to(tl.int32)
+    y, x = place_tokens(number - slot * tokens, region, h, w, columns)
+    if RAGGED:
+        exists = exists & (y < height) & (x < width)
+    return region, y, x, exists
 
 
 @triton.jit
 def own_tokens(
-    number, region, regions, height, width, h, w, ALL: tl.constexpr, RAGGED: tl.constexpr
+    tile,
+    region,
+    regions,
+    height,
+    width,
+    h,
+    w,
+    columns,
+    BLOCK: tl.constexpr,
+    ALL: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
-    """The same for tokens numbered in the program's own region, or with ``ALL`` in all of them."""
+    """The same for a tile of the program's own region, or with ``ALL`` of all of them."""
+    number = tile * BLOCK + tl.arange(0, BLOCK)
     offset = number
+    exists = number < h * w
     if ALL:
+        exists = number < regions * h * w
         region = quotient(number, h * w)
         offset = number - region * (h * w)
-    y, x, exists = place_tokens(offset, region, height, width, h, w, RAGGED)
-    return region, y, x, exists & (offset < h * w) & (region < regions)
+    y, x = place_tokens(offset, region, h, w, columns)
+    if RAGGED:
+        exists = exists & (y < height) & (x < width)
+    return region, y, x, exists
 
 
 @triton.jit
-def place_tokens(offset, region, height, width, h, w, RAGGED: tl.constexpr):
-    """Row, column and whether that is on the map, of tokens numbered in their region."""
-    columns = tl.cdiv(width, w)
+def place_tokens(offset, region, h, w, columns):
+    """Row and column on the map of tokens numbered in their region, ``columns`` side by side."""
     region_y = quotient(region, columns)
     token_y = quotient(offset, w)
-    y = region_y * h + token_y
-    x = (region - region_y * columns) * w + offset - token_y * w
-    if RAGGED:
-        return y, x, (y < height) & (x < width)
-    return y, x, offset < h * w
+    return region_y * h + token_y, (region - region_y * columns) * w + offset - token_y * w
 
 
 @triton.jit
@@ -95,7 +119,23 @@ def store_tokens(base, tile, y, x, exists, width, stride, DIM: tl.constexpr, BLO
 
 
 @triton.jit
-def pair_counts(counts, row_region, column_region, row_exists, column_exists, stride, next_stride):
-    """How often regions of columns are listed for regions of rows, or, transposed, the reverse."""
-    pointers = counts + (row_region * stride)[:, None] + (column_region * next_stride)[None, :]
-    return tl.load(pointers, mask=row_exists[:, None] & column_exists[None, :], other=0)
+def load_counts(counts, region, exists, start, stride, BLOCK: tl.constexpr):
+    """(tokens, BLOCK): how often keys from ``start`` on are listed for the queries' regions."""
+    column = start + tl.arange(0, BLOCK)
+    pointers = counts + (region * stride)[:, None] + column[None, :]
+    return tl.load(pointers, mask=exists[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def add_product(a, b, total):
+    """total + a @ b, float32 or wider.
+
+    In float32 the product is summed on its own: one sum over all tiles, term by term, would lose
+    digits where thousands of queries look at a region. What it starts from is no constant, as
+    Triton would turn a product with a constant zero and the sum after it into one again.
+    """
+    if a.dtype == tl.float32:
+        total += tl.dot(a, b, total * 0.0, input_precision='ieee')
+    else:
+        total = tl.dot(a, b, total)
+    return total
