@@ -6,6 +6,7 @@ from .deformable_agent import DeformableAgentAttention
 from .full_attention import FullAttention
 from .linear import Linear
 from .mlp import MLP, ConvMLP
+from .norm import LayerNorm
 
 __all__ = [
     'MLP',
@@ -14,5 +15,6 @@ __all__ = [
     'DeformableAgentAttention',
     'DepthwiseConv2d',
     'FullAttention',
+    'LayerNorm',
     'Linear',
 ]

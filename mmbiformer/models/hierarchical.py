@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import adapt_backbone_state
-from ..layers import DepthwiseConv2d
+from ..layers import DepthwiseConv2d, LayerNorm
 from ..layers.inplace import add, reused_memory
 
 NORM_EPS = 1e-6
@@ -38,9 +38,9 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.pos_embed = DepthwiseConv2d(dim, 3) if pos_embed else None
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = LayerNorm(dim, eps=NORM_EPS)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = LayerNorm(dim, eps=NORM_EPS)
         self.mlp = mlp
         self.drop_path = DropPath(drop_path)
 

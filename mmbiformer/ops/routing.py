@@ -17,7 +17,13 @@ def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     Returns:
         Tensor: (B, R, C), in float32 or wider. Only tokens inside the map count.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    (height, width), (h, w) = x.shape[1:3], region_size
+    if x.is_cuda and not exporting() and height % h == 0 and width % w == 0:
+        # GPUs convert while they sum; elsewhere, and for pooling, that takes a copy.
+        regions = x.view(len(x), height // h, h, width // w, w, x.shape[3])
+        return regions.mean((2, 4), dtype=dtype).flatten(1, 2)
+    x = x.to(dtype)
     if exporting():
         count = existing_tokens(x.shape[1:3], region_size, x.device).sum(1)
         return split_regions(x, region_size).sum(2) / count[:, None]
