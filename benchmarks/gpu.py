@@ -9,6 +9,8 @@ Example:
 
 import argparse
 import json
+import math
+import os
 import platform
 import statistics
 import time
@@ -30,34 +32,55 @@ from mmbiformer.ops import route_regions, routed_attention
 from mmbiformer.ops.regions import region_of_token, split_regions
 
 HEAD_DIM = 32
+WIDTH = 38  # of a column of the tables
 
 
 @dataclass
 class Stage:
-    """Attention of one stage of BiFormer-S at 224x224."""
+    """Attention of one stage of a network; sizes in tokens."""
 
-    side: int
+    size: tuple[int, int]
     region: tuple[int, int]
     topk: int
     channels: int
+    head_dim: int = HEAD_DIM
+    hub: bool = False  # every region is routed to the first ones
 
     def maps(self, batch: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         """Queries, keys and values as slices of one projection, and their routes."""
-        shape = batch, self.side, self.side, 3 * self.channels
-        packed = torch.randn(shape, device='cuda', dtype=dtype)
+        packed = torch.randn(batch, *self.size, 3 * self.channels, device='cuda', dtype=dtype)
         maps = list(packed.chunk(3, -1))
-        return maps, route_regions(*maps[:2], self.topk, self.region)
+        routes = route_regions(*maps[:2], self.topk, self.region)
+        if self.hub:
+            routes = torch.arange(self.topk, device='cuda').expand_as(routes)
+        return maps, routes
 
     def options(self) -> dict[str, Any]:
         """Options of :func:`mmbiformer.ops.routed_attention`."""
-        heads = self.channels // HEAD_DIM
+        heads = self.channels // self.head_dim
         return dict(num_heads=heads, region_size=self.region, scale=self.channels**-0.5)
 
 
+# Those of BiFormer-S at 224x224.
 STAGES = {
-    'stage 1': Stage(56, (8, 8), 1, 64),
-    'stage 2': Stage(28, (4, 4), 4, 128),
-    'stage 3': Stage(14, (2, 2), 16, 256),
+    'stage 1': Stage((56, 56), (8, 8), 1, 64),
+    'stage 2': Stage((28, 28), (4, 4), 4, 128),
+    'stage 3': Stage((14, 14), (2, 2), 16, 256),
+}
+# Only checked, not timed.
+AWKWARD = {
+    'stage 1 at 800x1344': Stage((208, 336), (13, 21), 1, 64),
+    'stage 2 at 800x1333, ragged': Stage((100, 167), (7, 11), 4, 128),
+    'stage 3 at 512x512': Stage((32, 32), (4, 4), 16, 256),
+    'ragged, one route': Stage((31, 33), (8, 8), 1, 64),
+    'one token a region': Stage((9, 7), (1, 1), 7, 64),
+    'all routes': Stage((12, 20), (4, 4), 15, 64),
+    'small and ragged': Stage((15, 13), (2, 3), 9, 64),
+    'head dim 24': Stage((28, 28), (4, 4), 4, 72, head_dim=24),
+    'head dim 40': Stage((16, 24), (8, 4), 3, 120, head_dim=40),
+    'head dim 100': Stage((14, 14), (2, 2), 8, 100, head_dim=100),
+    'hub': Stage((56, 56), (8, 8), 1, 64, hub=True),
+    'hub, ragged': Stage((30, 27), (4, 4), 3, 64, hub=True),
 }
 DTYPES = torch.float32, torch.float16, torch.bfloat16
 
@@ -82,11 +105,16 @@ def attempt(measure: Callable[[], Any]) -> Any:
 
 
 def milliseconds(step: Callable[[], Any], repeats: int) -> float:
-    """Median time of a step on the GPU, each from a cold cache."""
-    flush = torch.empty(2**28, dtype=torch.int8, device='cuda')
+    """Median time of a step on the GPU, each from a cold cache.
+
+    The GPU sleeps first, so that all of a short step is queued before it begins. The cache is
+    filled by reading: what was written would have to be written back while the step runs.
+    """
+    flush = torch.ones(2**26, device='cuda')
     events = []
     for repeat in range(repeats + 5):
-        flush.zero_()
+        flush.sum()
+        torch.cuda._sleep(1_000_000)
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         step()
@@ -164,11 +192,11 @@ def flex(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
     """FlexAttention on tokens sorted by region, so that whole blocks can be skipped."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    heads, tokens = stage.options()['num_heads'], stage.side**2
-    regions = (stage.side // stage.region[0]) ** 2
+    heads, tokens = stage.options()['num_heads'], math.prod(stage.size)
+    regions = routes.shape[1]
     listed = torch.zeros(len(routes), regions, regions, dtype=torch.bool, device='cuda')
     listed.scatter_(2, routes, True)
-    region = region_of_token((stage.side, stage.side), stage.region, routes.device).sort().values
+    region = region_of_token(stage.size, stage.region, routes.device).sort().values
     mask = torch.compile(create_block_mask)(
         lambda b, h, i, j: listed[b, region[i], region[j]], len(routes), None, tokens, tokens
     )
@@ -241,8 +269,9 @@ def make_network(name: str) -> nn.Module:
 
 
 def time_network(name: str, batch: int, repeats: int) -> dict[str, float]:
-    """Images per second in inference and in training under autocast, and training's memory."""
-    net = make_network(name)
+    """Images per second, of training and inference under autocast, and with bfloat16 weights."""
+    net = make_network(name).train()
+    torch.cuda.reset_peak_memory_stats()
     x = torch.randn(batch, 3, 224, 224, device='cuda').to(memory_format=torch.channels_last)
 
     def forward() -> Tensor:
@@ -254,17 +283,17 @@ def time_network(name: str, batch: int, repeats: int) -> dict[str, float]:
         net.zero_grad(set_to_none=True)
         forward().float().square().mean().backward()
 
+    training = milliseconds(training_step, repeats)
+    peak = torch.cuda.max_memory_allocated()
     net.eval()
     with torch.inference_mode():
         inference = milliseconds(forward, repeats)
-    net.train()
-    torch.cuda.reset_peak_memory_stats()
-    training = milliseconds(training_step, repeats)
-    return dict(
-        inference_images_per_s=1e3 * batch / inference,
-        training_images_per_s=1e3 * batch / training,
-        peak_bytes=torch.cuda.max_memory_allocated(),
-    )
+        net.bfloat16()
+        x = x.bfloat16()
+        half = milliseconds(lambda: net(x), repeats)
+    times = dict(training=training, inference=inference, inference_bf16_weights=half)
+    speeds = {f'{key}_images_per_s': 1e3 * batch / value for key, value in times.items()}
+    return dict(speeds, training_peak_bytes=peak)
 
 
 def measure_networks(batch: int, repeats: int) -> dict[str, Any]:
@@ -282,9 +311,9 @@ def measure_networks(batch: int, repeats: int) -> dict[str, Any]:
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Print a table; a row that failed shows its error."""
     columns = next(([*row] for row in rows.values() if 'error' not in row), [])
-    print(f'\n{title:44}' + ''.join(f'{column:>24}' for column in columns))
+    print(f'\n{title:44}' + ''.join(f'{column:>{WIDTH}}' for column in columns))
     for name, row in rows.items():
-        cells = ''.join(f'{row[c]:>24.4g}' if c in row else f'{"":>24}' for c in columns)
+        cells = ''.join(f'{row[c]:>{WIDTH}.4g}' if c in row else ' ' * WIDTH for c in columns)
         print(f'{name:44}' + (f'  {row["error"]}' if 'error' in row else cells))
 
 
@@ -311,20 +340,21 @@ def main() -> None:
             'this benchmark needs a CUDA GPU, and PyTorch finds none here; on CPU run  make bench'
         )
     torch.manual_seed(0)
+    # Without it cuBLAS refuses to be deterministic.
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     record: dict[str, Any] = dict(batch=args.batch, environment=environment())
     print(
         f'{record["environment"]["gpu"]}, batch {args.batch}, bfloat16, medians of {args.repeats}'
     )
-    record['parity'] = {
-        f'{name}, {str(dtype).removeprefix("torch.")}': attempt(
-            lambda stage=stage, dtype=dtype: parity(stage, dtype)
-        )
-        for name, stage in STAGES.items()
-        for dtype in DTYPES
-    }
-    show_parity(record['parity'])
     record['copy_bytes_per_s'] = bandwidth = copy_bandwidth(args.repeats)
     print(f'\ncopying moves {bandwidth / 1e12:.2f} TB/s')
+    record['parity'] = {}
+    for name, stage in (STAGES | AWKWARD).items():
+        for dtype in DTYPES:
+            title = f'{name}, {str(dtype).removeprefix("torch.")}'
+            record['parity'][title] = attempt(lambda stage=stage, dtype=dtype: parity(stage, dtype))
+    show_parity(record['parity'])
+    keep(record, args.out)
     record['attention'] = {}
     for name, stage in STAGES.items():
         rows = attempt(
@@ -332,12 +362,19 @@ def main() -> None:
         )
         record['attention'][name] = rows
         show(f'attention, {name}', rows if 'error' not in rows else {name: rows})
+        keep(record, args.out)
     record['networks'] = measure_networks(args.batch, args.repeats)
     show('network at 224x224', record['networks'])
+    keep(record, args.out)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=2) + '\n')
         print(f'\nwrote {args.out}')
+
+
+def keep(record: dict[str, Any], path: Path | None) -> None:
+    """Write what there is so far: time on a GPU can end at any moment."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + '\n')
 
 
 def environment() -> dict[str, str]:
