@@ -299,7 +299,7 @@ def write_page(results: Results, out: Path) -> str:
 
 Measured on CPU; every ratio is of one run, its candidates timed in turns. `make bench` measures
 what takes minutes, `make bench-long` the rest, and both write this page anew
-(`python -m benchmarks.plot`), from the JSON files alone. GPUs: `python -m benchmarks.gpu`.
+(`python -m benchmarks.plot`), from the JSON files alone. GPUs: [gpu.md](gpu.md).
 """
     page = '\n'.join([head, *filter(None, sections)])
     out.mkdir(parents=True, exist_ok=True)
