@@ -40,8 +40,10 @@ env:  ## set up the environment (the other targets do it by themselves)
 demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
 	@$(PY) tools/demo.py $(TASK) --model $(MODEL) --seed $(SEED)
 
+# Two at a time: most tests wait for processes or run on one core. Those of a file share what they
+# have set up, so they stay together.
 test: env  ## run the fast tests
-	@$(PY) -m pytest -m "not slow" --durations 10
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: env  ## run the slow tests, which train small models
 	@$(PY) -m pytest -m slow --timeout 3600 --durations 10

@@ -90,7 +90,15 @@ setup(
             'regex',
         ],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
-        'dev': ['hypothesis', 'matplotlib', 'pytest', 'pytest-timeout', 'ruff', 'tensorboard'],
+        'dev': [
+            'hypothesis',
+            'matplotlib',
+            'pytest',
+            'pytest-timeout',
+            'pytest-xdist',
+            'ruff',
+            'tensorboard',
+        ],
     },
     zip_safe=False,
 )
