@@ -45,7 +45,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(_delete_=True, type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
-epochs = 4
+epochs = 2
 train_cfg = dict(max_epochs=epochs)
 optim_wrapper = dict(
     _delete_=True,
