@@ -146,7 +146,8 @@ def published_section(results: Results, folder: Path) -> str:
 
 The authors' way to compute the same numbers, with the same weights, re-expressed in
 [gather_baseline.py](../benchmarks/gather_baseline.py): keys and values are gathered from maps
-expanded to every region, and layouts are made and unmade by copies. float32.
+expanded to every region, and layouts are made and unmade by copies. float32, in which rounding can
+tip a near-tie of two routes; in float64 the outputs are equal (`tests/test_benchmarks.py`).
 
 ![Times less than the published formulation](speed/published.svg)
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks import cpu
+from benchmarks.gather_baseline import gather_baseline
 from mmbiformer.engine.command_line import CommandError
+from mmbiformer.models import BiFormer, DeBiFormer
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,18 @@ def measure(tmp_path, monkeypatch):
         return json.loads(out.read_text())
 
     return run
+
+
+@pytest.mark.parametrize('model', [BiFormer, DeBiFormer])
+def test_baseline_computes_the_same(model):
+    """In float64; in float32 rounding can tip a near-tie of two routes."""
+    torch.manual_seed(0)
+    toy = dict(cpu.QUICK, mlp_ratio=2) if model is BiFormer else cpu.QUICK
+    net = model(toy).double().eval()
+    x = torch.randn(1, 3, 96, 128, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(gather_baseline(net)(x), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.slow  # memory is measured in processes of their own
