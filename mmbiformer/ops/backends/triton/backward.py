@@ -74,7 +74,6 @@ def grad_of_query(
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
     MASKED: tl.constexpr,
-    ONE_TILE: tl.constexpr,
 ):
     """One program per tile of a query region and head, as forward; also writes ``delta``."""
     image, region, tile, head = split_program(tiles, num_heads)
@@ -105,7 +104,7 @@ def grad_of_query(
     tl.store(delta + y * width + x, row_delta, mask=exists)
 
     acc = tl.zeros([BLOCK_ROWS, BLOCK_DIM], tl.float32)
-    for start in range(0, BLOCK_COLUMNS if ONE_TILE else length * key_h * key_w, BLOCK_COLUMNS):
+    for start in range(0, length * key_h * key_w, BLOCK_COLUMNS):
         _, ky, kx, listed = listed_tokens(
             start,
             listing,

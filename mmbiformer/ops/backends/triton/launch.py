@@ -191,7 +191,7 @@ class Call:
             num_stages=stages,
         )
         meta['MASKED'] = self.ragged or keys % columns != 0
-        if by_query:
+        if kernel == 'attend':
             meta['ONE_TILE'] = one_tile
         tiles = triton.cdiv(queries, rows) if by_query else triton.cdiv(keys, columns)
         return regions, tiles, meta
