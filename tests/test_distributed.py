@@ -216,6 +216,22 @@ def test_evaluation_by_two_processes(classified):
     assert re.findall(r'accuracy/top[13]: \S+', again) == figures
 
 
+def test_no_thread_of_the_group_is_left_at_exit(classified, tmp_path):
+    """One that is can abort the process while the interpreter comes down."""
+    config, folder, _ = classified
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import atexit, glob\n'
+        "names = lambda: [open(name).read() for name in glob.glob('/proc/self/task/*/comm')]\n"
+        "atexit.register(lambda: print('THREADS', *map(str.strip, names()), flush=True))\n"
+    )
+    checkpoint = folder / 'two' / 'epoch_1.pth'
+    command = ('tools/dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path)
+    log = finish(start(*command, PYTHONPATH=str(tmp_path)))
+    names = re.findall('THREADS (.*)', log)
+    assert len(names) >= 2
+    assert not any('gloo' in one for one in names), names
+
+
 @pytest.mark.parametrize('task', ['detection', 'segmentation'])
 def test_two_processes_repeat_themselves(task, tmp_path):
     config = tmp_path / 'config.py'

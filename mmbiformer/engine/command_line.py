@@ -1,6 +1,7 @@
 """What the commands in tools/ share: options, config, checks before anything runs."""
 
 import argparse
+import gc
 import os
 import sys
 import tempfile
@@ -37,6 +38,9 @@ def run_command(main: Callable[[], None]) -> None:
         # No process of several leaves while another may still speak to it.
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
+            # What still refers to the group would keep its threads, and one of those that runs
+            # while the interpreter comes down aborts the process.
+            gc.collect()
             torch.distributed.destroy_process_group()
         return
     except (CommandError, CheckpointError) as error:
