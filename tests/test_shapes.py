@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from mmbiformer.datasets import (
@@ -19,10 +20,11 @@ from mmbiformer.datasets import (
     ShapesSpec,
     make_shapes,
     render_scene,
+    shapes_folder,
     shapes_formats,
 )
 from mmbiformer.datasets import shapes as shapes_module
-from mmbiformer.datasets.shapes import SPLITS, preview, scene_rng, scenes, single_scenes
+from mmbiformer.datasets.shapes import SPLITS, Scenes, SingleScenes, preview, scene_rng
 from mmbiformer.datasets.shapes_folder import format_summary, summarise
 from mmbiformer.datasets.shapes_formats import coco_segmentation
 from mmbiformer.engine.command_line import run_command
@@ -42,7 +44,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def train_scenes() -> list[Scene]:
     """The scenes of that set's training split, and some more."""
-    return list(scenes(SPEC, SEED, 'train', 60))
+    return list(Scenes(SPEC, SEED, 'train', 60))
 
 
 def _load(out: Path, split: str) -> COCO:
@@ -117,7 +119,7 @@ def test_visible_part(train_scenes: list[Scene]):
 def test_no_occlusion():
     """With no occlusion allowed, every mask is as large as its shape: nothing is hidden."""
     spec = replace(SPEC, max_occlusion=0.0)
-    for scene in scenes(spec, SEED, 'train', 10):
+    for scene in Scenes(spec, SEED, 'train', 10):
         for instance in scene.instances:
             rows, columns = np.nonzero(instance.mask)
             side = max(np.ptp(rows), np.ptp(columns)) + 1
@@ -147,7 +149,7 @@ def test_shape_outline(label: int):
 def test_distractors_are_not_instances():
     """Distractors are painted, but a scene of nothing else has no instances."""
     spec = replace(SPEC, objects=(0, 0), distractors=(4, 4))
-    for scene in scenes(spec, SEED, 'train', 5):
+    for scene in Scenes(spec, SEED, 'train', 5):
         assert scene.instances == []
         assert len(scene.distractors) >= 3
         assert all(mask.any() for mask in scene.distractors)
@@ -156,7 +158,7 @@ def test_distractors_are_not_instances():
 def test_shapes_stand_out():
     """Without textures a shape's colour differs from its surroundings by the contrast asked."""
     spec = replace(SPEC, texture=0.0, objects=(1, 1), distractors=(0, 0), contrast=80.0)
-    for scene in scenes(spec, SEED, 'train', 10):
+    for scene in Scenes(spec, SEED, 'train', 10):
         (instance,) = scene.instances
         inside = scene.image[instance.mask].astype(float)
         outside = scene.image[~instance.mask].astype(float)
@@ -190,7 +192,7 @@ def test_coco_masks(data_set: Path, split: str, count: int):
     coco = _load(data_set, split)
     assert [coco.cats[key]['name'] for key in sorted(coco.cats)] == list(CLASSES)
     assert len(coco.imgs) == count
-    for image_id, scene in enumerate(scenes(SPEC, SEED, split, count)):
+    for image_id, scene in enumerate(Scenes(SPEC, SEED, split, count)):
         info = coco.imgs[image_id]
         assert (info['width'], info['height']) == SPEC.size
         picture = cv2.imread(str(data_set / split / info['file_name']))[..., ::-1]
@@ -211,7 +213,7 @@ def test_coco_masks(data_set: Path, split: str, count: int):
 def test_distractors_are_not_annotated(data_set: Path):
     """No exact annotation touches a distractor, and there are no annotations besides shapes."""
     coco = _load(data_set, 'train')
-    for image_id, scene in enumerate(scenes(SPEC, SEED, 'train', TRAIN)):
+    for image_id, scene in enumerate(Scenes(SPEC, SEED, 'train', TRAIN)):
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=image_id))
         assert len(annotations) == len(scene.instances)
         exact = [one for one in annotations if isinstance(one['segmentation'], dict)]
@@ -252,6 +254,14 @@ def test_images_do_not_depend_on_count(data_set: Path, tmp_path: Path):
             assert (tmp_path / 'less' / name).read_bytes() == (data_set / name).read_bytes()
 
 
+def test_images_do_not_depend_on_processes(data_set: Path, tmp_path: Path, monkeypatch):
+    """Several processes draw the same scenes, in the same order."""
+    monkeypatch.setattr(shapes_folder, 'SCENES_PER_WORKER', 1)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    make_shapes(tmp_path, TRAIN, VAL, SEED, progress=False)
+    assert _contents(tmp_path) == _contents(data_set)
+
+
 def test_splits_are_disjoint(data_set: Path):
     """No validation image is also a training image."""
     train, val = ({p.read_bytes() for p in (data_set / s).glob('*.jpg')} for s in SPLITS)
@@ -277,7 +287,7 @@ def test_ade20k(data_set: Path, tmp_path: Path):
             reduce_zero_label=True,
         )
         assert len(loaded) == count
-        for index, scene in enumerate(scenes(SPEC, SEED, split, count)):
+        for index, scene in enumerate(Scenes(SPEC, SEED, split, count)):
             expected = np.zeros(scene.image.shape[:2], np.uint8)
             for instance in scene.instances:
                 expected[instance.mask] = 1 + instance.label
@@ -303,7 +313,7 @@ def test_imagenet(tmp_path: Path):
         assert len(loaded) == count
         assert np.bincount(loaded.get_gt_labels()).tolist() == [count // 7] * 7
         spec = FORMATS['imagenet'].spec
-        wanted = enumerate(single_scenes(spec, SEED, split, count))
+        wanted = enumerate(SingleScenes(spec, SEED, split, count))
         paths = {Path(info['img_path']).name: info for info in loaded}
         for index, scene in wanted:
             info = paths[f'{index:06d}.jpg']
@@ -320,7 +330,7 @@ def test_single_scenes_have_their_shape():
     """Whatever is in the way, every image shows one shape, and its class takes turns."""
     spec = replace(FORMATS['imagenet'].spec, size=(64, 64), shape_size=(40, 60), spread=0.0)
     spec = replace(spec, distractors=(4, 8))
-    labels = [[one.label for one in s.instances] for s in single_scenes(spec, 0, 'val', 21)]
+    labels = [[one.label for one in s.instances] for s in SingleScenes(spec, 0, 'val', 21)]
     assert labels == [[k] for k in range(7)] * 3
 
 
@@ -470,6 +480,6 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_speed():
     """Rendering stays far from slow: a bound ten times what an ordinary core needs."""
     start = time.perf_counter()
-    for _ in scenes(SPEC, 0, 'val', 20):
+    for _ in Scenes(SPEC, 0, 'val', 20):
         pass
     assert time.perf_counter() - start < 2.5

@@ -12,7 +12,7 @@ Throughout, continuous coordinates put the centre of pixel ``(row i, column j)``
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass, field
 
@@ -621,32 +621,56 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def scenes(spec: ShapesSpec, seed: int, split: str, count: int) -> Iterator[Scene]:
-    """The first ``count`` scenes of a split."""
-    for index in range(count):
-        yield render_scene(scene_rng(seed, split, index), spec)
+@dataclass(frozen=True)
+class Scenes:
+    """The first scenes of a split: a sequence, each drawn when it is asked for.
 
-
-def single_scenes(spec: ShapesSpec, seed: int, split: str, count: int) -> Iterator[Scene]:
-    """The first ``count`` scenes of one shape each; the classes take turns.
-
-    Args:
-        spec: What the scenes look like; ``objects`` must be (1, 1).
+    Attributes:
+        spec: What the scenes look like.
         seed: Seed of the data set, >= 0.
         split: One of :data:`SPLITS`.
         count: Number of scenes.
+    """
+
+    spec: ShapesSpec
+    seed: int
+    split: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Scene:
+        if not 0 <= index < self.count:
+            raise IndexError(f'scene {index} of {self.count}')
+        return self.draw(index)
+
+    def draw(self, index: int) -> Scene:
+        """Draw scene ``index``, whatever the count."""
+        return render_scene(scene_rng(self.seed, self.split, index), self.spec)
+
+
+@dataclass(frozen=True)
+class SingleScenes(Scenes):
+    """Scenes of one shape each; the classes take turns.
 
     Raises:
-        ValueError: If ``spec`` asks for other than one object.
+        ValueError: If ``spec.objects`` is not (1, 1).
     """
-    if spec.objects != (1, 1):
-        raise ValueError(f'objects must be 1 1: an image has one class, not {spec.objects} shapes')
-    for index in range(count):
-        rng = scene_rng(seed, split, index)
-        scene = render_scene(rng, spec, index % len(CLASSES))
+
+    def __post_init__(self) -> None:
+        """Check that every image has one class."""
+        objects = self.spec.objects
+        if objects != (1, 1):
+            raise ValueError(f'objects must be 1 1: an image has one class, not {objects} shapes')
+
+    def draw(self, index: int) -> Scene:
+        """Draw scene ``index``, whatever the count."""
+        rng, label = scene_rng(self.seed, self.split, index), index % len(CLASSES)
+        scene = render_scene(rng, self.spec, label)
         while not scene.instances:  # a distractor was in the way
-            scene = render_scene(rng, spec, index % len(CLASSES))
-        yield scene
+            scene = render_scene(rng, self.spec, label)
+        return scene
 
 
 def tight_box(mask: np.ndarray) -> list[int]:

@@ -3,17 +3,23 @@
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.progress import track
+from torch.utils.data import DataLoader
 
-from .shapes import GENERATOR, SPLITS, VERSION, ShapesSpec
+from .shapes import GENERATOR, SPLITS, VERSION, Scene, Scenes, ShapesSpec
 from .shapes_formats import FORMATS
 
 META = 'meta.json'
 PARTIAL_META = 'meta.partial.json'
 """Name of the meta file until the set is complete."""
+
+SCENES_PER_WORKER = 50
+"""Scenes that it pays to start a process for."""
 
 
 def make_shapes(
@@ -58,7 +64,7 @@ def make_shapes(
         return False
     # Before anything is removed, what a spec can be wrong about comes to light.
     for split in SPLITS:
-        next(layout.scenes(spec, seed, split, 1))
+        layout.scenes(spec, seed, split, 1).draw(0)
     out.mkdir(parents=True, exist_ok=True)
     # There is one meta file at any time, and it is the final one only while the set is complete:
     # that is how an interrupted run is recognised.
@@ -67,11 +73,21 @@ def make_shapes(
     _clear(out)
     (out / PARTIAL_META).write_text(json.dumps(wanted, indent=2) + '\n', encoding='utf-8')
     for split, count in (('train', train), ('val', val)):
-        made = layout.scenes(spec, seed, split, count)
+        made = _drawn(layout.scenes(spec, seed, split, count))
         bar = track(made, f'{split} images', total=count, disable=not progress)
         layout.write(bar, out, split)
     os.replace(out / PARTIAL_META, out / META)
     return True
+
+
+def _drawn(scenes: Scenes) -> Iterable[Scene]:
+    """The scenes in their order; many are drawn by as many processes as PyTorch has threads."""
+    workers = min(torch.get_num_threads(), len(scenes) // SCENES_PER_WORKER)
+    return DataLoader(scenes, batch_size=None, num_workers=workers, collate_fn=_as_is)
+
+
+def _as_is(scene: Scene) -> Scene:
+    return scene
 
 
 def summarise(out: str | os.PathLike) -> dict[str, dict[str, float]]:

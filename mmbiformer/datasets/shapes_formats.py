@@ -7,7 +7,7 @@ the same. How a config reads each is said at its writer.
 import errno
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from .shapes import (
     VERSION,
     Instance,
     Scene,
+    Scenes,
     ShapesSpec,
-    scenes,
-    single_scenes,
+    SingleScenes,
     tight_box,
 )
 
@@ -308,7 +308,7 @@ class Format:
 
     Attributes:
         spec: What its images look like by default.
-        scenes: Scenes of a split: ``(spec, seed, split, count)``.
+        scenes: The sequence of a split's scenes.
         write: Writes a split: ``(scenes, out, split)``.
         is_whole: Whether all files of a split are there: ``(out, split, count)``.
         summarise: Numbers that describe a split: ``(out, split)``.
@@ -316,7 +316,7 @@ class Format:
     """
 
     spec: ShapesSpec
-    scenes: Callable[[ShapesSpec, int, str, int], Iterator[Scene]]
+    scenes: type[Scenes]
     write: Callable[[Iterable[Scene], Path, str], None]
     is_whole: Callable[[Path, str, int], bool]
     summarise: Callable[[Path, str], dict[str, float]]
@@ -329,7 +329,7 @@ CENTRED = ShapesSpec(size=(64, 64), objects=(1, 1), shape_size=(40.0, 60.0), spr
 FORMATS = {
     'coco': Format(
         ShapesSpec(),
-        scenes,
+        Scenes,
         write_coco,
         has_coco,
         summarise_coco,
@@ -337,7 +337,7 @@ FORMATS = {
     ),
     'ade20k': Format(
         ShapesSpec(),
-        scenes,
+        Scenes,
         write_ade20k,
         has_ade20k,
         summarise_ade20k,
@@ -345,7 +345,7 @@ FORMATS = {
     ),
     'imagenet': Format(
         CENTRED,
-        single_scenes,
+        SingleScenes,
         write_imagenet,
         has_imagenet,
         summarise_imagenet,
