@@ -292,7 +292,10 @@ def _drop_configs(checkpoint: Mapping[str, Any]) -> None:
 
 
 def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
-    """Download a checkpoint into torch.hub's folder once, then load it as a local file."""
+    """Download a checkpoint into torch.hub's folder once, then load it as a local file.
+
+    What proves to be no checkpoint, such as a page that says why there is none, is not kept.
+    """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     # The authors' URLs all end alike, so the name holds a digest of the whole.
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
@@ -303,7 +306,11 @@ def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
         os.makedirs(folder, exist_ok=True)
         torch.hub.download_url_to_file(url, path)
     barrier()
-    return load_from_local(path, map_location)
+    try:
+        return load_from_local(path, map_location)
+    except CheckpointError as error:
+        Path(path).unlink(missing_ok=True)
+        raise CheckpointError(f'{url}: {error}') from error
 
 
 def register_safe_loader() -> None:

@@ -1,10 +1,13 @@
 """The authors' checkpoints: names, files, and what is refused."""
 
 import argparse
+import functools
 import subprocess
 import sys
+import threading
 from ast import literal_eval
 from collections import OrderedDict
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -276,6 +279,40 @@ def test_registered_for_files_and_urls():
     for path in ('x.pth', '/tmp/x.pth', 'http://x/y.pth', 'https://x/y.pth'):
         loader = CheckpointLoader._get_checkpoint_loader(path)
         assert loader.__module__ == 'mmbiformer.checkpoint'
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A folder that is served, and its address."""
+    monkeypatch.setenv('no_proxy', '*')
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(SimpleHTTPRequestHandler, 'log_message', lambda *args: None)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever).start()
+        yield tmp_path, f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_download_is_kept(server):
+    folder, address = server
+    register_safe_loader()
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), folder / 'a.pth')
+    for _ in range(2):
+        loaded = CheckpointLoader.load_checkpoint(f'{address}/a.pth')
+        assert torch.equal(loaded['state_dict']['a'], torch.ones(2))
+        (folder / 'a.pth').unlink(missing_ok=True)
+
+
+def test_download_of_a_page_is_not_kept(server):
+    """Once the server has the file, it is loaded."""
+    folder, address = server
+    register_safe_loader()
+    (folder / 'a.pth').write_text('<!DOCTYPE html><html>Too many requests</html>')
+    with pytest.raises(CheckpointError, match=rf'{address}/a\.pth: .*HTML'):
+        CheckpointLoader.load_checkpoint(f'{address}/a.pth')
+    torch.save(dict(state_dict=dict(a=torch.ones(2))), folder / 'a.pth')
+    assert CheckpointLoader.load_checkpoint(f'{address}/a.pth')['state_dict']['a'].sum() == 2
 
 
 def convert(*args):
