@@ -22,7 +22,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.runner import load_checkpoint
 from rich.progress import track
 
-from mmbiformer.checkpoint import load_whole_model
+from mmbiformer.checkpoint import check_fit, load_whole_model
 from mmbiformer.engine.command_line import (
     CommandError,
     add_config_options,
@@ -90,7 +90,7 @@ def main() -> None:
     model = build_model(cfg)
     if args.checkpoint is not None:
         check_file(args.checkpoint, '--checkpoint')
-        load_whole_model(args.checkpoint)
+        check_fit(model, load_whole_model(args.checkpoint), args.checkpoint)
         load_checkpoint(model, args.checkpoint, map_location='cpu')
     model.to(device)
     cfg.optim_wrapper.type = 'OptimWrapper'  # autocast is ours, below
