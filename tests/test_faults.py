@@ -1,5 +1,6 @@
 """What docs/faults.md promises, by doing harm to a real training."""
 
+import copy
 import json
 import math
 import os
@@ -369,14 +370,17 @@ def test_configs_leave_images_without_boxes_out():
         assert dataset.filter_cfg.filter_empty_gt, config
 
 
-def message_of(config, work, options):
-    """What is said of a training in this process, with settings of the config changed."""
+def message_of(config, work, options, test=False):
+    """What is said of a run in this process, with settings of the config changed."""
     cfg = Config.fromfile(config)
+    cfg.test_cfg, cfg.test_evaluator = {}, cfg.val_evaluator.copy()
+    cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
     cfg.merge_from_dict(options)
     cfg.work_dir, cfg.experiment_name = str(work), str(work)
     runner = Runner.from_cfg(cfg)
-    with pytest.raises(CommandError) as info, faults_explained(cfg):
-        runner.train()
+    splits = ('test',) if test else ('train', 'val')
+    with pytest.raises(CommandError) as info, faults_explained(cfg, splits):
+        runner.test() if test else runner.train()
     return str(info.value)
 
 
@@ -409,6 +413,34 @@ def test_setting_that_is_read_late(name, tmp_path):
     for part in [*parts, f'{config} cannot be built', 'Mend']:
         assert part in found
     assert 'annotations' not in found
+
+
+TEST_SETTINGS = {
+    'workers': ({'test_dataloader.num_workers': -1}, 'test_dataloader of', 'num_workers'),
+    'transform': (
+        {'test_dataloader.dataset.pipeline': [dict(type='Lod')]},
+        'test_dataloader of', 'Lod is not in',
+    ),
+    'metric': ({'test_evaluator.type': 'Metrc'}, 'test_evaluator of', 'Metrc is not in'),
+    'loop': ({'test_cfg.fp': 1}, 'test_cfg of', "argument 'fp'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', TEST_SETTINGS)
+def test_setting_that_a_test_reads_late(name, tmp_path):
+    options, *parts = TEST_SETTINGS[name]
+    config = write_config(tmp_path)
+    found = message_of(config, tmp_path / 'work', options, test=True)
+    for part in [*parts, f'{config} cannot be built', 'Mend']:
+        assert part in found
+
+
+def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
+    """There is nothing to resume."""
+    image = 'test_dataloader.dataset.data_prefix.img'
+    found = message_of(half_without_boxes, tmp_path, {image: 'none'}, test=True)
+    assert 'an image or its annotation cannot be read' in found
+    assert found.endswith('take it out of the annotation file.')
 
 
 def test_bugs_keep_their_traceback():

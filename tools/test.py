@@ -21,6 +21,7 @@ from mmbiformer.engine.command_line import (
     load_config,
     run_command,
 )
+from mmbiformer.engine.faults import faults_explained
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,7 +61,8 @@ def main() -> None:
     runner = build_runner(cfg)
     check_fit(runner.model, checkpoint, args.checkpoint)
     del checkpoint
-    runner.test()
+    with faults_explained(cfg, ('test',)):
+        runner.test()
 
 
 def paint(cfg: Config, folder: str) -> None:

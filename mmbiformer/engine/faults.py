@@ -1,4 +1,4 @@
-"""Faults of data, disk and processes while training: one message each, see docs/faults.md.
+"""Faults of data, disk and processes in a run: one message each, see docs/faults.md.
 
 Everything else keeps its traceback, which a bug report needs.
 """
@@ -24,17 +24,20 @@ PARTS = dict(
     build_optim_wrapper='optim_wrapper',
     build_param_scheduler='param_scheduler',
     build_val_loop='val_cfg',
+    build_test_loop='test_cfg',
     build_train_loop='train_cfg',
 )
-"""Methods of the Runner that build parts while it trains, inner ones first, and their settings."""
+"""Methods of the Runner that build parts once it runs, inner ones first, and their settings."""
 
 
 @contextlib.contextmanager
-def faults_explained(cfg: Config) -> Iterator[None]:
+def faults_explained(cfg: Config, splits: tuple[str, ...] = ('train', 'val')) -> Iterator[None]:
     """Turn faults of data, disk and processes into a CommandError.
 
     Args:
         cfg: The whole config, for the names of the files.
+        splits: Which data loaders are used, of ``'train'``, ``'val'``, ``'test'``. Defaults to
+            those of training.
 
     Raises:
         CommandError: In the place of a fault.
@@ -44,18 +47,19 @@ def faults_explained(cfg: Config) -> Iterator[None]:
     except CommandError:
         raise
     except Exception as error:
-        message = _explain(error, cfg)
+        message = _explain(error, cfg, splits)
         if message is None:
             raise
         raise CommandError(message) from error
 
 
-def _explain(error: Exception, cfg: Config) -> str | None:
+def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | None:
     text = str(error)
     last_line = (text.strip().splitlines() or [''])[-1]
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     files = {code.co_filename for code in codes}
     part = _part({code.co_name for code in codes})
+    resume = f' {RESUME}' if 'train' in splits else ''
     if isinstance(error, NotFiniteError):
         return text
     if type(error).__name__ == 'CheckpointWriteError':
@@ -63,20 +67,20 @@ def _explain(error: Exception, cfg: Config) -> str | None:
     if match := re.match(r'DataLoader worker \(pid.*', text):
         return (
             f'a worker of the data loader died: {match[0]}. If it was killed, memory ran out: '
-            f'lower num_workers or batch_size of the data loader. {RESUME}'
+            f'lower num_workers or batch_size of the data loader.{resume}'
         )
     if re.match(r'Caught \w+ in DataLoader worker process', text) or _within(files, 'fetch.py'):
         if '!buf.empty()' in last_line:  # all that OpenCV says
-            folders = [path for path in data_paths(cfg, ('train', 'val')) if os.path.isdir(path)]
+            folders = [path for path in data_paths(cfg, splits) if os.path.isdir(path)]
             return (
                 f'an image file is empty; `find {" ".join(folders) or "DATA"} -type f -empty` '
-                f'names it. Mend it, or take it out of the annotation file. {RESUME}'
+                f'names it. Mend it, or take it out of the annotation file.{resume}'
             )
         name = re.match(r'Caught (\w+)|', text)[1] or type(error).__name__
         return (
             f'an image or its annotation cannot be read: {name}: '
             f'{last_line.removeprefix(f"{name}: ")}. Mend it, or take it out of the annotation '
-            f'file. {RESUME}'
+            f'file.{resume}'
         )
     if _is_of_config(error, part, files):
         return (
@@ -87,7 +91,7 @@ def _explain(error: Exception, cfg: Config) -> str | None:
         return (
             f'{part or "a data set"} of {cfg.filename} is empty: no image has any of '
             'the configured classes. Let metainfo.classes name classes of the annotations in '
-            f'{" and ".join(data_paths(cfg, _splits(part)))}'
+            f'{" and ".join(data_paths(cfg, _splits(part, splits)))}'
         )
     if _is_of_classes(error, files):
         counts = sorted(_values(cfg.get('model'), 'num_classes'))
@@ -97,25 +101,25 @@ def _explain(error: Exception, cfg: Config) -> str | None:
             'the number of classes of the data'
         )
     if _within(files, 'base_dataset.py') or isinstance(error, json.JSONDecodeError):
-        files = [path for path in data_paths(cfg, ('train', 'val')) if path.endswith('.json')]
+        files = [path for path in data_paths(cfg, splits) if path.endswith('.json')]
         return (
             f'the annotations cannot be read: {type(error).__name__}: {last_line}. Look into '
             f'{" and ".join(files) or "the data set"}'
         )
     if re.search(r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out', text):
-        return f'another process of this job ended: {last_line}. See its own message. {RESUME}'
+        return f'another process of this job ended: {last_line}. See its own message.{resume}'
     return None
 
 
 def _part(functions: set[str]) -> str | None:
     """Which part of the config was being built, by the names of the functions under way."""
-    split = 'val' if 'build_val_loop' in functions else 'train'
+    split = next((s for s in ('val', 'test') if f'build_{s}_loop' in functions), 'train')
     return next((part.format(split) for name, part in PARTS.items() if name in functions), None)
 
 
-def _splits(part: str | None) -> tuple[str, ...]:
-    """The split that a part of the config is of, or all that training uses."""
-    return tuple(name for name in ('train', 'val') if not part or part.startswith(name))
+def _splits(part: str | None, used: tuple[str, ...]) -> tuple[str, ...]:
+    """The split that a part of the config is of, or all that are used."""
+    return tuple(name for name in used if not part or part.startswith(name))
 
 
 def _is_of_config(error: Exception, part: str | None, files: set[str]) -> bool:
