@@ -11,7 +11,7 @@ model = dict(
 data_preprocessor = dict(num_classes=num_classes)
 dataset = dict(type='CustomDataset', data_root='data/shapes_imagenet/', with_label=True)
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=12,
     num_workers=1,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
     dataset=dict(
@@ -50,7 +50,7 @@ train_cfg = dict(max_epochs=epochs)
 optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05, fused=True),
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
