@@ -385,7 +385,7 @@ def message_of(config, work, options, test=False):
 
 
 DATASET = 'train_dataloader.dataset'
-# Settings that are read only when training starts, and what must be said of them.
+# Settings that are read only when a run starts, and what must be said of them.
 SETTINGS = {
     'sampler': (
         {'train_dataloader.sampler.type': 'Samplr'},
@@ -402,37 +402,24 @@ SETTINGS = {
     'metric': ({'val_evaluator.type': 'Metrc'}, 'val_evaluator of', 'Metrc is not in'),
     'schedule': ({'param_scheduler.type': 'Cosin'}, 'param_scheduler of', 'Cosin is not in'),
     'loop': ({'train_cfg.max_epoch': 1}, 'train_cfg of', "argument 'max_epoch'"),
+    'workers of a test': ({'test_dataloader.num_workers': -1}, 'test_dataloader of', 'num_workers'),
+    'transform of a test': (
+        {'test_dataloader.dataset.pipeline': [dict(type='Lod')]},
+        'test_dataloader of', 'Lod is not in',
+    ),
+    'metric of a test': ({'test_evaluator.type': 'Metrc'}, 'test_evaluator of', 'Metrc is not in'),
+    'loop of a test': ({'test_cfg.fp': 1}, 'test_cfg of', "argument 'fp'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', SETTINGS)
 def test_setting_that_is_read_late(name, tmp_path):
     options, *parts = SETTINGS[name]
-    config = write_config(tmp_path)
-    found = message_of(config, tmp_path / 'work', options)
+    config, test = write_config(tmp_path), name.endswith('of a test')
+    found = message_of(config, tmp_path / 'work', options, test)
     for part in [*parts, f'{config} cannot be built', 'Mend']:
         assert part in found
     assert 'annotations' not in found
-
-
-TEST_SETTINGS = {
-    'workers': ({'test_dataloader.num_workers': -1}, 'test_dataloader of', 'num_workers'),
-    'transform': (
-        {'test_dataloader.dataset.pipeline': [dict(type='Lod')]},
-        'test_dataloader of', 'Lod is not in',
-    ),
-    'metric': ({'test_evaluator.type': 'Metrc'}, 'test_evaluator of', 'Metrc is not in'),
-    'loop': ({'test_cfg.fp': 1}, 'test_cfg of', "argument 'fp'"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('name', TEST_SETTINGS)
-def test_setting_that_a_test_reads_late(name, tmp_path):
-    options, *parts = TEST_SETTINGS[name]
-    config = write_config(tmp_path)
-    found = message_of(config, tmp_path / 'work', options, test=True)
-    for part in [*parts, f'{config} cannot be built', 'Mend']:
-        assert part in found
 
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
