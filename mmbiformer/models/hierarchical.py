@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint import adapt_backbone_state
 from ..layers import DepthwiseConv2d, LayerNorm
 from ..layers.inplace import add, reused_memory
+from ..ops.regions import ceil_div
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -171,8 +172,10 @@ class HierarchicalBackbone(BaseModule):
     def _run_in_parts(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
         """A few images at a time; nothing in a block mixes them."""
         images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
+        # As many in each part: the threads have too little to share in what would be left over.
+        shares = x.tensor_split(max(1, ceil_div(len(x), images)))
         with reused_memory():
-            parts = [self._run(stage, part) for part in x.split(images)]
+            parts = [self._run(stage, part) for part in shares]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def train(self, mode: bool = True) -> 'HierarchicalBackbone':
