@@ -46,7 +46,7 @@ test: env  ## run the fast tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
 
 test-slow: env  ## run the slow tests, which train small models
-	@$(PY) -m pytest -m slow --timeout 3600 --durations 10
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile -v --timeout 3600 --durations 10
 
 smoke:  ## run the tests that need no mmcv with another torch (TORCH=2.5.0)
 	@tests/smoke.sh "$(TORCH)" $(SETUP_PYTHON)

@@ -15,8 +15,13 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ('task', 'metric', 'bar'),
-    # The other tasks are to follow as soon as they reach their aims, see README.md.
-    [('maskrcnn', 'mask AP', 0.50), ('sfpn', 'mIoU', 0.75)],
+    [
+        ('maskrcnn', 'mask AP', 0.50),
+        ('retinanet', 'box AP', 0.45),
+        ('sfpn', 'mIoU', 0.75),
+        ('upernet', 'mIoU', 0.75),
+        ('classification', 'top-1 accuracy', 0.95),
+    ],
 )
 def test_demo_learns_other_scenes(task, metric, bar, tmp_path):
     """In a copy of the project, so that the data and pictures of `make demo` stay as they are."""
