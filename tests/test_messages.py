@@ -118,6 +118,10 @@ COMMANDS = {
     'argument': ('train', ['argument.py'], 'argument.py: model.backbone', "'archs'"),
     'type': ('train', ['type.py'], 'type.py: model.backbone', 'BiFormr is not in'),
     'init_cfg': ('train', ['init.py'], 'model.backbone.init_cfg: there is no file none.pth'),
+    'init_cfg by option': (
+        'train', ['toy.py', '--cfg-options', 'model.backbone.init_cfg.checkpoint=none.pth'],
+        'model.backbone.init_cfg: there is no file none.pth',
+    ),
     'no data': ('train', [COCO], 'missing: data/coco/train2017', 'ln -s', 'make demo'),
     'pretrained': ('train', ['toy.py', '--pretrained', 'none.pth'], 'there is no file none.pth'),
     'scheme': ('train', ['toy.py', '--pretrained', 's3://x.pth'], 's3://x.pth', 'download it'),
@@ -206,7 +210,8 @@ def test_commands(name, folder, monkeypatch, capsys):
         return
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *options])
     before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
-    main = runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='tool')['main']
+    (path,) = (ROOT / 'tools').rglob(f'{tool}.py')
+    main = runpy.run_path(str(path), run_name='tool')['main']
     with pytest.raises(SystemExit) as info:
         run_command(main)
     found = capsys.readouterr().err

@@ -36,7 +36,7 @@ def tool(monkeypatch):
     """Runs a command in this process, as its file would."""
 
     def run(name, *args):
-        path = ROOT / 'tools' / name
+        (path,) = (ROOT / 'tools').rglob(name)
         spec = importlib.util.spec_from_file_location(f'tool_{path.stem}', path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -146,6 +146,15 @@ def test_browse_dataset(tool, tmp_path):
     assert len(list((tmp_path / 'out').glob('*.jpg'))) == 3
     with pytest.raises(CommandError, match='missing: data/ade'):
         tool('browse_dataset.py', ROOT / 'configs/upernet_biformer_s_ade20k.py')
+
+
+def test_browse_dataset_of_other_classes(tool, tmp_path):
+    """The host finds seven folders where the recipe has a thousand."""
+    spec = ShapesSpec(size=(64, 64), shape_size=(16, 50), objects=(1, 1))
+    make_shapes(tmp_path / 'data', 7, 1, spec=spec, progress=False, format='imagenet')
+    options = ['--cfg-options', f'train_dataloader.dataset.data_root={tmp_path / "data"}']
+    with pytest.raises(CommandError, match=r'number of subfolders \(7\)'):
+        tool('browse_dataset.py', ROOT / 'configs/biformer_t_in1k.py', '--not-show', *options)
 
 
 def test_plot_logs(tool, tmp_path, capsys):

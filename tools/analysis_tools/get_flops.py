@@ -4,11 +4,12 @@ Counted are products, for one image; see mmbiformer/engine/complexity.py. The he
 detector are counted for the proposals of random weights, at most those that the config keeps.
 
 Examples:
-    python tools/get_flops.py configs/biformer_s_in1k.py
-    python tools/get_flops.py configs/maskrcnn_biformer_s_coco.py --shape 800 1280
+    python tools/analysis_tools/get_flops.py configs/biformer_s_in1k.py
+    python tools/analysis_tools/get_flops.py configs/maskrcnn_biformer_s_coco.py --shape 800 1280
 """
 
 import argparse
+import sys
 
 from mmbiformer.engine.command_line import (
     CommandError,
@@ -42,6 +43,7 @@ def main() -> None:
     args = parse_args()
     cfg = read_config(args)
     height, width = image_size(cfg, args.shape)
+    print(f'{args.config}: running one image of {height}x{width} …', file=sys.stderr, flush=True)
     model = build_model(cfg)
     try:
         batch = fake_batch(cfg, 1, (height, width))

@@ -1,8 +1,8 @@
 """Draw what trainings logged: losses beside metrics, one line a run.
 
 Examples:
-    python tools/plot_logs.py work_dirs/maskrcnn_biformer_s_coco --out curves.png
-    python tools/plot_logs.py work_dirs/a work_dirs/b --keys loss_mask lr coco/segm_mAP --out ab.png
+    python tools/analysis_tools/plot_logs.py work_dirs/maskrcnn_biformer_s_coco --out curves.png
+    python tools/analysis_tools/plot_logs.py work_dirs/a work_dirs/b --keys lr --out lr.png
 """
 
 import argparse
@@ -107,7 +107,9 @@ def main() -> None:
             for key in part:
                 if key in curves:
                     label = key if len(runs) == 1 else f'{run.name} {key}'
-                    axis.plot(*curves[key], '.-' if part is right else '-', label=label)
+                    steps, values = curves[key]
+                    dotted = part is right or len(steps) == 1  # a line needs two points
+                    axis.plot(steps, values, '.-' if dotted else '-', label=label)
         axis.set(xlabel='epoch or iteration' if part is right else 'iteration')
         axis.legend(frameon=False, fontsize='small')
         axis.grid(alpha=0.3)

@@ -1,7 +1,7 @@
 """Print a config with everything it inherits.
 
 Example:
-    python tools/print_config.py configs/biformer_s_in1k.py --cfg-options model.head.num_classes=7
+    python tools/misc/print_config.py configs/biformer_s_in1k.py --cfg-options randomness.seed=1
 """
 
 import argparse

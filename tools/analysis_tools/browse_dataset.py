@@ -3,13 +3,15 @@
 Runs the host library's own tool, whose options follow the config: --help behind one shows them.
 
 Examples:
-    python tools/browse_dataset.py configs/maskrcnn_biformer_s_coco.py --output-dir look --not-show
-    python tools/browse_dataset.py configs/biformer_s_in1k.py --help
+    python tools/analysis_tools/browse_dataset.py configs/maskrcnn_biformer_s_coco.py \\
+        --output-dir look --not-show
+    python tools/analysis_tools/browse_dataset.py configs/biformer_s_in1k.py --help
 """
 
 import argparse
 
 from mmbiformer.engine.command_line import add_config_options, check_data, read_config, run_command
+from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.host_tools import run_host_tool
 
 PATHS = dict(
@@ -27,7 +29,8 @@ def main() -> None:
     cfg = read_config(args)
     if not {'-h', '--help'} & {*others}:
         check_data(cfg, ('train',))
-    run_host_tool(cfg, PATHS)
+    with faults_explained(cfg, ('train',)):
+        run_host_tool(cfg, PATHS)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@ what tells how to use them: config, classes, and how long they were trained. The
 tensors and plain data only.
 
 Example:
-    python tools/publish_model.py work_dirs/…/epoch_12.pth maskrcnn_biformer_s_coco.pth
+    python tools/model_converters/publish_model.py work_dirs/…/epoch_12.pth maskrcnn_biformer_s.pth
 """
 
 import argparse

@@ -5,8 +5,8 @@ gradients and the optimizer. The data pipeline is left out. Weights are random u
 is given, which changes what there is to post-process.
 
 Examples:
-    python tools/benchmark.py configs/biformer_s_in1k.py --batch-size 64 --amp fp16
-    python tools/benchmark.py configs/maskrcnn_biformer_s_coco.py --shape 800 1280
+    python tools/analysis_tools/benchmark.py configs/biformer_s_in1k.py --batch-size 64 --amp fp16
+    python tools/analysis_tools/benchmark.py configs/maskrcnn_biformer_s_coco.py --shape 800 1280
 """
 
 import argparse
@@ -86,7 +86,8 @@ def main() -> None:
         raise CommandError('--amp fp16: the CPU has none; use --amp bf16, or leave it out')
     if not isinstance(cfg.get('optim_wrapper'), dict):
         raise CommandError(f'{args.config} has no optim_wrapper = dict(...), which training needs')
-    drop_sync_bn_without_gpu(cfg)
+    if message := drop_sync_bn_without_gpu(cfg):
+        print(message)
     model = build_model(cfg)
     if args.checkpoint is not None:
         check_file(args.checkpoint, '--checkpoint')
