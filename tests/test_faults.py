@@ -20,12 +20,11 @@ import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
-from mmengine.runner import Runner
 from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
-from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.command_line import CommandError, build_runner
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.safe_load import safe_load
 
@@ -376,8 +375,8 @@ def message_of(config, work, options, test=False):
     cfg.test_cfg, cfg.test_evaluator = {}, cfg.val_evaluator.copy()
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
     cfg.merge_from_dict(options)
-    cfg.work_dir, cfg.experiment_name = str(work), str(work)
-    runner = Runner.from_cfg(cfg)
+    cfg.work_dir, cfg.experiment_name, cfg.launcher = str(work), str(work), 'none'
+    runner = build_runner(cfg)
     splits = ('test',) if test else ('train', 'val')
     with pytest.raises(CommandError) as info, faults_explained(cfg, splits):
         runner.test() if test else runner.train()
@@ -445,11 +444,28 @@ def test_classes_that_no_image_has(half_without_boxes, tmp_path):
     assert 'annotations/instances_train.json' in found and 'instances_val.json' not in found
 
 
-def test_more_classes_than_the_model(half_without_boxes, tmp_path):
-    head = 'model.roi_head.bbox_head.num_classes'
-    found = message_of(half_without_boxes, tmp_path, {head: 1})
-    assert found.startswith('the annotations hold more classes than the model: Target')
-    assert f'num_classes of every head in {half_without_boxes} (now 1, ' in found
+@pytest.mark.parametrize('count', [1, 80])
+def test_other_classes_than_the_model(count, half_without_boxes, tmp_path):
+    """More than the data has, as in the recipe for COCO, would train and find nothing."""
+    heads = [f'model.roi_head.{name}_head.num_classes' for name in ('bbox', 'mask')]
+    found = message_of(half_without_boxes, tmp_path, dict.fromkeys(heads, count))
+    assert found.startswith(f'{half_without_boxes}: the train data have ')
+    for head in heads:
+        assert f'{head.removeprefix("model.")}={count}' in found
+    assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_label_above_the_classes(tmp_path):
+    """Annotations can hold labels that their own list of classes lacks."""
+    config = tmp_path / 'my.py'
+    config.write_text('model = dict(head=dict(num_classes=5))')
+    cfg = Config.fromfile(config)
+    with pytest.raises(CommandError) as info, faults_explained(cfg):
+        raise IndexError('Target 6 is out of bounds.')
+    assert str(info.value) == (
+        'the annotations hold more classes than the model: Target 6 is out of bounds. Set '
+        f'num_classes of every head in {config} (now 5) to the number of classes of the data'
+    )
 
 
 def test_nan_is_reported_by_layer(tmp_path):

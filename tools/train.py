@@ -66,10 +66,9 @@ def main() -> None:
     messages = make_resumable(cfg, args.resume)
     check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
     use_pretrained(cfg, args.pretrained)
-    drop_amp_without_gpu(cfg)
-    drop_sync_bn_without_gpu(cfg)
+    changes = [drop_amp_without_gpu(cfg), drop_sync_bn_without_gpu(cfg)]
     runner = build_runner(cfg)
-    for message in [*messages, random_weights_message(cfg)]:
+    for message in [*messages, *changes, random_weights_message(cfg)]:
         if message:
             runner.logger.warning(message)
     with faults_explained(cfg):

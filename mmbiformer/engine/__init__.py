@@ -1,5 +1,6 @@
 """What training needs and no host library ships, and what the commands in tools/ share."""
 
+from .check_classes_hook import CheckClassesHook, ClassCountError
 from .check_finite_hook import CheckFiniteHook, NotFiniteError
 from .checkpoint_hook import CheckpointHook
 from .ema import SideEMAHook
@@ -7,8 +8,10 @@ from .lagging_cosine import LaggingCosineLR
 from .layer_decay import LayerDecayOptimWrapperConstructor
 
 __all__ = [
+    'CheckClassesHook',
     'CheckFiniteHook',
     'CheckpointHook',
+    'ClassCountError',
     'LaggingCosineLR',
     'LayerDecayOptimWrapperConstructor',
     'NotFiniteError',

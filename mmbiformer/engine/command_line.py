@@ -19,6 +19,7 @@ from torch import nn
 
 from ..checkpoint import AUTHORS_URLS, load_whole_model, register_safe_loader
 from ..safe_load import CheckpointError
+from .check_classes_hook import CheckClassesHook
 from .checkpoint_hook import check_resumable, find_whole_checkpoint
 from .fake_data import SIZES
 
@@ -163,6 +164,7 @@ def build_runner(cfg: Config) -> Runner:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {_text(error)}') from error
+    runner.register_hook(CheckClassesHook())
     if on_cpu:
         runner.logger.warning(
             f'No GPU: {runner.world_size} processes on CPU with the backend gloo.'
@@ -179,6 +181,8 @@ def check_backbone(cfg: Config) -> None:
     if not _has_our_backbone(cfg):
         return
     backbone = cfg.model.backbone
+    if 'checkpoint' in (backbone.get('init_cfg') or ()):  # all that --cfg-options need to name
+        backbone.init_cfg.setdefault('type', 'Pretrained')
     try:
         with torch.random.fork_rng(devices=[]):  # the model's own weights must not depend on this
             MODELS.build({**backbone, 'init_cfg': None})
@@ -394,20 +398,34 @@ def random_weights_message(cfg: Config) -> str | None:
     )
 
 
-def drop_amp_without_gpu(cfg: Config) -> None:
-    """Train in float32 where MMEngine has no mixed precision, which is on CPU."""
-    if cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
-        if _is_first_process():
-            print('No GPU: training in float32 instead of mixed precision.')
-        cfg.optim_wrapper.type = 'OptimWrapper'
-        for key in ('loss_scale', 'dtype'):
-            cfg.optim_wrapper.pop(key, None)
+def drop_amp_without_gpu(cfg: Config) -> str | None:
+    """Train in float32 where MMEngine has no mixed precision, which is on CPU.
+
+    Args:
+        cfg: The whole config; changed in place.
+
+    Returns:
+        str | None: What to tell the user, if anything was changed.
+    """
+    if cfg.optim_wrapper.get('type') != 'AmpOptimWrapper' or torch.cuda.is_available():
+        return None
+    cfg.optim_wrapper.type = 'OptimWrapper'
+    for key in ('loss_scale', 'dtype'):
+        cfg.optim_wrapper.pop(key, None)
+    return 'No GPU: training in float32 instead of mixed precision.'
 
 
-def drop_sync_bn_without_gpu(cfg: Config) -> None:
-    """Train with plain BatchNorm where torch has no synchronised one, which is on CPU."""
+def drop_sync_bn_without_gpu(cfg: Config) -> str | None:
+    """Train with plain BatchNorm where torch has no synchronised one, which is on CPU.
+
+    Args:
+        cfg: The whole config; changed in place.
+
+    Returns:
+        str | None: What to tell the user, if anything was changed.
+    """
     if torch.cuda.is_available():
-        return
+        return None
     found = cfg.pop('sync_bn', None) is not None
     stack: list[Any] = [cfg.model]
     while stack:
@@ -418,8 +436,7 @@ def drop_sync_bn_without_gpu(cfg: Config) -> None:
             stack += node.values()
         elif isinstance(node, (list, tuple)):
             stack += node
-    if found and _is_first_process():
-        print('No GPU: training with BatchNorm in each process instead of SyncBN.')
+    return 'No GPU: training with BatchNorm in each process instead of SyncBN.' if found else None
 
 
 def _has_our_backbone(cfg: Config) -> bool:
@@ -430,11 +447,6 @@ def _has_our_backbone(cfg: Config) -> bool:
 def _text(error: Exception) -> str:
     """What an error says; a KeyError would quote it."""
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-
-
-def _is_first_process() -> bool:
-    """Whether this is the only process, or the one of torchrun's that speaks for all."""
-    return os.environ.get('RANK', '0') == '0'
 
 
 def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
 from .command_line import CommandError, _text, data_paths
 
@@ -55,11 +56,13 @@ def faults_explained(cfg: Config, splits: tuple[str, ...] = ('train', 'val')) ->
 
 def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | None:
     text = str(error)
-    last_line = (text.strip().splitlines() or [''])[-1]
+    last_line = (text.strip().splitlines() or [''])[-1].rstrip('.')
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     files = {code.co_filename for code in codes}
     part = _part({code.co_name for code in codes})
     resume = f' {RESUME}' if 'train' in splits else ''
+    if isinstance(error, ClassCountError):
+        return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
     if type(error).__name__ == 'CheckpointWriteError':

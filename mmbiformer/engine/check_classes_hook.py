@@ -1,0 +1,78 @@
+"""Compare the classes of the data with those of the model."""
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import nn
+
+from ..registry import HOOKS
+
+OTHER_CLASSES = {'backbone', 'rpn_head', 'semantic_head'}
+"""Parts of the hosts' models whose number of classes is not that of the data."""
+
+
+class ClassCountError(ValueError):
+    """Data and model have different numbers of classes; the message names both."""
+
+
+@HOOKS.register_module()
+class CheckClassesHook(Hook):
+    """Stop a run before it starts if the data has more or fewer classes than the model's heads.
+
+    With fewer the heads would be trained for classes that do not exist, or a class would be missing
+    only where a label of it is met. The commands in ``tools/`` set this hook by themselves.
+    Panoptic data sets, where each head has a part of the classes, are left alone.
+
+    Raises:
+        ClassCountError: Before training or testing, with both numbers.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Look at the training data and, if there are any, at the validation data."""
+        _check(runner, 'train')
+        if runner.val_loop is not None:
+            _check(runner, 'val')
+
+    def before_val(self, runner: Runner) -> None:
+        """Look at the validation data."""
+        _check(runner, 'val')
+
+    def before_test(self, runner: Runner) -> None:
+        """Look at the test data."""
+        _check(runner, 'test')
+
+
+def _check(runner: Runner, split: str) -> None:
+    loader = getattr(runner, f'{split}_dataloader')
+    metainfo = getattr(loader.dataset, 'metainfo', None) or {}
+    classes = metainfo.get('classes')
+    if not classes or 'thing_classes' in metainfo:
+        return
+    other = {
+        name: module.num_classes
+        for name, module in runner.model.named_modules()
+        if _is_of_classes(name, module) and module.num_classes != len(classes)
+    }
+    if other:
+        settings = ', '.join(f'{name}.num_classes={count}' for name, count in other.items())
+        raise ClassCountError(
+            f'the {split} data have {len(classes)} classes ({_few(classes)}), but the model has '
+            f'{settings}. Set num_classes of each to {len(classes)}, or name the classes of the '
+            f'model in metainfo.classes of the {split} data set'
+        )
+
+
+def _is_of_classes(name: str, module: nn.Module) -> bool:
+    parts = {*name.split('.')}
+    # A whole model (its name is empty, or that which wrappers give it) repeats a head's number.
+    if parts <= {'', 'module'} or parts & OTHER_CLASSES:
+        return False
+    return type(getattr(module, 'num_classes', None)) is int
+
+
+def _few(classes: Any) -> str:
+    names = [str(name) for name in classes]
+    return ', '.join(names if len(names) <= 3 else [*names[:3], '…'])

@@ -1,0 +1,70 @@
+"""Data and model must have the same classes, in every host."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmengine.config import Config
+
+from mmbiformer.engine import CheckClassesHook, ClassCountError
+from mmbiformer.engine.command_line import build_model
+
+ROOT = Path(__file__).parent.parent
+TOY = dict(_delete_=True, depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1)
+RECIPES = {  # classes of the recipe, and all that must be changed for others
+    'maskrcnn_biformer_t_coco': (80, ['roi_head.bbox_head', 'roi_head.mask_head']),
+    'retinanet_biformer_t_coco': (80, ['bbox_head']),
+    'upernet_biformer_t_ade20k': (150, ['decode_head', 'auxiliary_head']),
+    'biformer_t_in1k': (1000, ['head', 'data_preprocessor']),
+}
+
+
+@pytest.fixture(scope='module', params=RECIPES)
+def recipe(request):
+    cfg = Config.fromfile(ROOT / 'configs' / f'{request.param}.py')
+    cfg.merge_from_dict({'model.backbone.arch': TOY})
+    return build_model(cfg), *RECIPES[request.param]
+
+
+def runner_of(model, classes, val_classes=None, **metainfo):
+    """What the hook sees of a runner."""
+
+    def loader(count):
+        names = tuple(f'class {i}' for i in range(count))
+        return SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=names, **metainfo)))
+
+    loaders = {f'{name}_dataloader': loader(classes) for name in ('train', 'test')}
+    val = loader(val_classes or classes)
+    return SimpleNamespace(model=model, val_loop=val, val_dataloader=val, **loaders)
+
+
+def test_as_many(recipe):
+    model, classes, _ = recipe
+    for when in ('before_train', 'before_val', 'before_test'):
+        getattr(CheckClassesHook(), when)(runner_of(model, classes))
+
+
+@pytest.mark.parametrize('more', [-1, 1])
+def test_more_or_fewer(recipe, more):
+    model, classes, heads = recipe
+    for when in ('before_train', 'before_val', 'before_test'):
+        with pytest.raises(ClassCountError) as info:
+            getattr(CheckClassesHook(), when)(runner_of(model, classes + more))
+        found = str(info.value)
+        assert f'have {classes + more} classes (class 0, class 1, class 2, …)' in found
+        assert f'Set num_classes of each to {classes + more}' in found
+        names = found.partition('the model has ')[2].partition('. Set')[0].split(', ')
+        assert sorted(names) == sorted(f'{head}.num_classes={classes}' for head in heads)
+
+
+def test_validation_data_are_looked_at_before_training(recipe):
+    model, classes, _ = recipe
+    with pytest.raises(ClassCountError, match='the val data have 3 classes'):
+        CheckClassesHook().before_train(runner_of(model, classes, val_classes=3))
+
+
+def test_what_does_not_say_its_classes(recipe):
+    """Or divides them among its heads, as panoptic data do."""
+    model = recipe[0]
+    CheckClassesHook().before_test(runner_of(model, 0))
+    CheckClassesHook().before_test(runner_of(model, 3, thing_classes=('class 0',)))
