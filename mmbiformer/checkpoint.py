@@ -18,6 +18,7 @@ from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as lists
 from torch import Tensor, nn
 
 from .safe_load import CheckpointError, safe_load
@@ -313,6 +314,35 @@ def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
         raise CheckpointError(f'{url}: {error}') from error
 
 
+def load_by_name(name: str, map_location: Any = None) -> dict[str, Any]:
+    """Load what MMEngine lists under a name, such as ``torchvision://resnet50``.
+
+    Raises:
+        CheckpointError: If the name is not listed.
+    """
+    scheme, _, key = name.partition('://')
+    if scheme == 'mmcls':
+        listed = lists.get_mmcls_models()
+    elif scheme in ('torchvision', 'modelzoo'):
+        listed = lists.get_torchvision_models()
+    else:
+        listed = lists.get_external_models()
+        key = lists.get_deprecated_model_names().get(key, key)
+    if key not in listed:
+        raise CheckpointError(f'{name} is none of the models that MMEngine knows; give a file')
+    path = listed[key]
+    if path.startswith(('http://', 'https://')):
+        checkpoint = load_from_http(path, map_location)
+    else:
+        checkpoint = load_from_local(os.path.join(lists._get_mmengine_home(), path), map_location)
+    return lists._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
+
+
+def refuse_remote(path: str, map_location: Any = None) -> None:
+    """Raise CheckpointError: MMEngine would run what a file of such a store says."""
+    raise CheckpointError(f'{path} cannot be read safely; download it and give the file')
+
+
 def register_safe_loader() -> None:
     """Put :func:`load_from_local` in front of every path by which MMEngine loads files and URLs.
 
@@ -324,6 +354,10 @@ def register_safe_loader() -> None:
     CheckpointLoader.register_scheme(
         prefixes=('http://', 'https://'), loader=load_from_http, force=True
     )
+    named = ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
+    CheckpointLoader.register_scheme(prefixes=named, loader=load_by_name, force=True)
+    others = {*CheckpointLoader._schemes} - {'', 'http://', 'https://', *named}
+    CheckpointLoader.register_scheme(prefixes=[*others], loader=refuse_remote, force=True)
 
 
 def _unnest(checkpoint: Any) -> Any:

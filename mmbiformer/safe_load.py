@@ -195,6 +195,19 @@ def _np_dtype(code: Any, align: Any = False, copy: Any = True) -> Any:
     return np.dtype(code, False, True) if known else Placeholder('numpy.dtype')
 
 
+def _versions(metadata: dict[Any, Any]) -> OrderedDict[str, dict[str, int]]:
+    """The versions of the modules of a state_dict: all that files should say of a module.
+
+    By another entry, ``assign_to_params_buffers``, a file would have its tensors take the place of
+    the parameters, and the optimizer train those that nothing uses any more.
+    """
+    return OrderedDict(
+        (name, {'version': entry['version']})
+        for name, entry in metadata.items()
+        if type(name) is str and type(entry) is dict and type(entry.get('version')) is int
+    )
+
+
 def _is_array(shape: Any, dtype: Any, raw: Any) -> bool:
     """Whether these describe an array exactly, so that numpy has nothing to guess."""
     known = isinstance(dtype, np.dtype) and _is_shape(shape) and type(raw) in (bytes, bytearray)
@@ -491,8 +504,9 @@ class _Unpickler(pickle._Unpickler):
         target = self.stack[-1]
         if type(target) is OrderedDict:
             metadata = state.get('_metadata') if type(state) is dict else None
-            if type(metadata) in (dict, OrderedDict):  # the versions of the modules of a state_dict
-                target._metadata = metadata
+            if type(metadata) in (dict, OrderedDict):
+                self.spend(metadata)
+                target._metadata = _versions(metadata)
         elif type(target) is np.ndarray:
             _, shape, dtype, fortran, raw = state
             if _is_array(shape, dtype, raw):

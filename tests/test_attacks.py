@@ -331,3 +331,42 @@ def test_convert_to_safetensors_and_back(tmp_path):
     assert there.keys() == back.keys() and 'backbone.norm.weight' in there
     assert all(torch.equal(there[name], back[name]) for name in there)
     assert not [*tmp_path.glob('*.partial')]
+
+
+@pytest.mark.parametrize('name', ['open-mmlab://evil', 'openmmlab://evil'])
+def test_names_that_mmengine_knows(name, tmp_path, monkeypatch):
+    """A list in the user's folder may name a file; it is read as any other."""
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    (tmp_path / 'open_mmlab.json').write_text('{"evil": "evil.pth", "good": "good.pth"}')
+    evil = archive(in_dict(x=call('os', 'mkdir', text(str(tmp_path / 'ran')))))
+    (tmp_path / 'evil.pth').write_bytes(evil.getvalue())
+    torch.save({'a': torch.ones(2)}, tmp_path / 'good.pth')
+    register_safe_loader()
+    assert 'x' in CheckpointLoader.load_checkpoint(name)  # as an inert placeholder
+    assert not (tmp_path / 'ran').exists()
+    good = CheckpointLoader.load_checkpoint(name.replace('evil', 'good'))
+    assert torch.equal(good['a'], torch.ones(2))
+    with pytest.raises(CheckpointError, match='none of the models'):
+        CheckpointLoader.load_checkpoint(name.replace('evil', 'none'))
+
+
+def test_no_scheme_keeps_a_loader_that_runs_code():
+    register_safe_loader()
+    for loader in CheckpointLoader._schemes.values():
+        assert loader.__module__ == 'mmbiformer.checkpoint'
+    for path in ('s3://a/b.pth', 'petrel://a/b.pth', 'cluster:s3://a/b.pth', 'pavi://a/b'):
+        with pytest.raises(CheckpointError, match='download it and give the file'):
+            CheckpointLoader.load_checkpoint(path)
+
+
+def test_metadata_holds_versions_only():
+    """Otherwise a file's tensors would replace the parameters, which the optimizer goes on with."""
+    net = torch.nn.Linear(2, 2)
+    state_dict = net.state_dict()
+    state_dict._metadata['']['assign_to_params_buffers'] = True
+    state_dict._metadata['x'] = 'text'
+    found = safe_load(saved({'state_dict': state_dict}))['state_dict']
+    assert dict(found._metadata) == {'': {'version': 1}}
+    before = net.weight
+    net.load_state_dict(found)
+    assert net.weight is before

@@ -92,7 +92,7 @@ class BiLevelRoutingAttention(nn.Module):
             Tensor: (B, H, W, C).
         """
         height, width = x.shape[1:3]
-        auto = self.region_grid == 'auto'
+        auto = isinstance(self.region_grid, str)  # torch 2.4 compiles no comparison with a tuple
         rows, cols = auto_grid((height, width), self.topk) if auto else self.region_grid
         if self.padding == 'projected':
             if height < rows or width < cols:
