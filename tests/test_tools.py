@@ -148,6 +148,15 @@ def test_browse_dataset(tool, tmp_path):
         tool('browse_dataset.py', ROOT / 'configs/upernet_biformer_s_ade20k.py')
 
 
+def test_browse_dataset_of_a_classifier(tool, tmp_path):
+    spec = ShapesSpec(size=(64, 64), shape_size=(16, 50), objects=(1, 1))
+    make_shapes(tmp_path / 'data', 7, 1, spec=spec, progress=False, format='imagenet')
+    options = f'--output-dir {tmp_path / "out"} --not-show --cfg-options'.split()
+    options.append(f'train_dataloader.dataset.data_root={tmp_path / "data"}')
+    tool('browse_dataset.py', ROOT / 'configs/demo/biformer_t_shapes.py', *options)
+    assert len(list((tmp_path / 'out').rglob('*.*'))) == 7
+
+
 def test_browse_dataset_of_other_classes(tool, tmp_path):
     """The host finds seven folders where the recipe has a thousand."""
     spec = ShapesSpec(size=(64, 64), shape_size=(16, 50), objects=(1, 1))

@@ -6,6 +6,10 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmbiformer.models'], allow_failed_imports=False)
+# As inherited, but whole: MMPretrain's browse_dataset stumbles over the mark of another's config.
+visualizer = dict(
+    _delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
+)
 
 model = dict(
     type='ImageClassifier',
