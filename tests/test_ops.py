@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from mmengine.utils import digit_version
 
 from mmbiformer.ops import BACKENDS, region_means, route_regions, routed_attention
 from mmbiformer.ops.backends import sdpa
+
+OLD_TORCH = digit_version(torch.__version__) < digit_version('2.5')
 
 
 @dataclass
@@ -130,6 +133,8 @@ def test_error_budget(name, dtype, backend):
 
     PyTorch's fused attention on CPU takes exponentials to 20 bits, so float32 has no finer budget.
     """
+    if backend == 'sdpa' and dtype == torch.float16 and OLD_TORCH:
+        pytest.xfail("torch 2.4's own attention on CPU errs by 2.6 roundings, not by 2")
     case = CASES[name]
     *maps, routes = case.tensors(dtype)
     exact, cotangent = run([*(x.double() for x in maps), routes], case.options(), 'reference')

@@ -134,7 +134,11 @@ def test_tensors(zip_format, protocol):
 @pytest.mark.parametrize('name', ['uint16', 'uint32', 'uint64', 'float8_e4m3fn'])
 def test_new_dtypes(name):
     tensor = torch.arange(6).to(getattr(torch, name))
-    found = safe_load(saved({'a': tensor}))['a']
+    try:
+        file = saved({'a': tensor})
+    except KeyError:
+        pytest.skip(f'this torch cannot save {name} itself: there are no such files of it')
+    found = safe_load(file)['a']
     assert found.dtype == tensor.dtype
     assert torch.equal(found.view(torch.uint8), tensor.view(torch.uint8))
 

@@ -301,6 +301,11 @@ def run_export(
         load: Loads such a file.
     """
     args = _parse_args(description, suffix)
+    if not hasattr(Dim, 'DYNAMIC'):
+        raise CommandError(
+            f'torch {torch.__version__} cannot export for sizes that may be any; install a later '
+            'one, such as that of `make env`'
+        )
     missing = [name for name in needs if importlib.util.find_spec(name) is None]
     if missing:
         raise CommandError(

@@ -80,11 +80,12 @@ def _attend_under_mask(
     key_region_size: Size,
     scale: float,
 ) -> Tensor:
-    """All tokens attend to all, in image order, with -inf where there is no route."""
+    """All tokens attend to all, in image order, with :func:`_never` where there is no route."""
     rows, cols = num_regions(key.shape[1:3], key_region_size)
     # How often a region is listed; the logarithm turns 0 into -inf and counts repetitions.
     regions = torch.arange(rows * cols, device=routes.device)
     listed = (routes[..., None] == regions).sum(2).to(query.dtype).log()  # (B, Rq, Rk)
+    listed = listed.clamp_min(_never(query.dtype))
     # Keys first, while there are few rows; whole rows are then copied for the queries.
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
@@ -261,12 +262,20 @@ def _gather(regions: Tensor, rows: Tensor) -> Tensor:
 
 
 def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
-    """0 for tokens inside the map and -inf outside, (B * Rq, 1, 1, k * T); None if all are in."""
+    """0 for tokens inside the map, else never, (B * Rq, 1, 1, k * T); None if all are in."""
     rows, cols = num_regions(key.shape[1:3], region_size)
     whole = rows * region_size[0], cols * region_size[1]
     if not exporting() and whole == tuple(key.shape[1:3]):
         return None
     exists = existing_tokens(key.shape[1:3], region_size, key.device)
     mask = torch.zeros(exists.shape, dtype=key.dtype, device=key.device)
-    mask = mask.masked_fill(~exists, -torch.inf)
+    mask = mask.masked_fill(~exists, _never(key.dtype))
     return mask[routes].flatten(2).flatten(0, 1)[:, None, None]
+
+
+def _never(dtype: torch.dtype) -> float:
+    """What added to a logit gives it no weight at all.
+
+    Not -inf: for a query whose first 512 keys all have it, PyTorch 2.4 gives NaN on CPU.
+    """
+    return torch.finfo(dtype).min
