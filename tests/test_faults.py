@@ -24,9 +24,10 @@ from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
+from mmbiformer.engine.checkpoint_hook import check_resumable
 from mmbiformer.engine.command_line import CommandError, build_runner
 from mmbiformer.engine.faults import faults_explained
-from mmbiformer.safe_load import safe_load
+from mmbiformer.safe_load import CheckpointError, safe_load
 
 ROOT = Path(__file__).parent.parent
 FULL = 64_000  # bytes that a file may have on our small disk
@@ -475,6 +476,19 @@ def test_nan_is_reported_by_layer(tmp_path):
     out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
     assert 'error: iteration 2: the input of data_preprocessor is not finite' in out
     assert 'Traceback' not in out
+
+
+@pytest.mark.parametrize('name', ['epoch', 'iter', 'seed'])
+def test_numbers_of_a_file_to_resume(name):
+    """Lists within lists, each twice in the next, take no room in a file; their text does."""
+    bomb = [0]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    parts = dict(message_hub={}, optimizer={}, state_dict={})
+    meta = dict(epoch=1, iter=4, seed=0)
+    check_resumable('x.pth', dict(meta=meta, **parts))
+    with pytest.raises(CheckpointError, match=f'it lacks a number as meta.{name}'):
+        check_resumable('x.pth', dict(meta={**meta, name: bomb}, **parts))
 
 
 def test_wrong_kind_of_file_to_resume(trained, tmp_path):

@@ -244,7 +244,16 @@ def _missing(checkpoint: Any) -> list[str]:
     needed = {'meta', 'message_hub', 'optimizer', 'state_dict'}
     if not isinstance(checkpoint, dict):
         return sorted(needed)
-    return sorted(name for name in needed if not isinstance(checkpoint.get(name), dict))
+    missing = sorted(name for name in needed if not isinstance(checkpoint.get(name), dict))
+    if 'meta' not in missing:
+        # Lists of lists would be written out in messages, which can take forever.
+        meta = checkpoint['meta']
+        for name in ('epoch', 'iter'):
+            if type(meta.get(name, 0)) is not int or meta.get(name, 0) < 0:
+                missing.append(f'a number as meta.{name}')
+        if meta.get('seed') is not None and type(meta['seed']) is not int:
+            missing.append('a number as meta.seed')
+    return missing
 
 
 def random_state() -> dict[str, Any]:
