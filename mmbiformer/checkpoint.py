@@ -305,7 +305,13 @@ def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
     ours = int(os.environ.get('LOCAL_RANK', 0)) == 0 or not is_distributed()
     if ours and not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
-        torch.hub.download_url_to_file(url, path)
+        try:
+            torch.hub.download_url_to_file(url, path)
+        except OSError as error:  # of the network too
+            raise CheckpointError(
+                f'{url} cannot be downloaded: {error}. Check the address, or download the file '
+                'yourself and give its path'
+            ) from error
     barrier()
     try:
         return load_from_local(path, map_location)

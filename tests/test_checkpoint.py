@@ -23,6 +23,8 @@ from mmbiformer.checkpoint import (
     load_whole_model,
     register_safe_loader,
 )
+from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.faults import faults_explained
 from mmbiformer.models import BiFormer
 from mmbiformer.registry import MODELS
 from mmbiformer.safe_load import CheckpointError
@@ -302,6 +304,19 @@ def test_download_is_kept(server):
         loaded = CheckpointLoader.load_checkpoint(f'{address}/a.pth')
         assert torch.equal(loaded['state_dict']['a'], torch.ones(2))
         (folder / 'a.pth').unlink(missing_ok=True)
+
+
+def test_failed_download(server):
+    """The page is not there, or nobody answers."""
+    _, address = server
+    register_safe_loader()
+    for url, reason in ((f'{address}/none.pth', '404'), ('http://127.0.0.1:9/a.pth', 'refused')):
+        message = f'{url} cannot be downloaded: .*{reason}'
+        with pytest.raises(CheckpointError, match=message) as info:
+            CheckpointLoader.load_checkpoint(url)
+        with pytest.raises(CommandError) as told, faults_explained(Config()):
+            raise info.value
+        assert str(told.value) == str(info.value)
 
 
 def test_download_of_a_page_is_not_kept(server):

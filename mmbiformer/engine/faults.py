@@ -13,6 +13,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
 from .command_line import CommandError, _text, data_paths
@@ -61,6 +62,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     files = {code.co_filename for code in codes}
     part = _part({code.co_name for code in codes})
     resume = f' {RESUME}' if 'train' in splits else ''
+    if isinstance(error, CheckpointError):
+        return text
     if isinstance(error, ClassCountError):
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
