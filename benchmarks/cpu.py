@@ -28,7 +28,8 @@ from torch import nn
 
 from benchmarks.gather_baseline import gather_baseline
 from mmbiformer import __version__
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import run_command
 from mmbiformer.layers import FullAttention
 from mmbiformer.models import BiFormer, DeBiFormer
 from mmbiformer.models.hierarchical import HEAD_DIM

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from benchmarks.gather_baseline import gather_attention, gather_baseline
 from mmbiformer import __version__
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import run_command
 from mmbiformer.models import BiFormer
 from mmbiformer.ops import route_regions, routed_attention
 from mmbiformer.ops.regions import region_of_token, split_regions

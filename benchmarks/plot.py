@@ -14,7 +14,8 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import run_command
 
 ROOT = Path(__file__).parent.parent
 Results = dict[str, dict[str, Any]]

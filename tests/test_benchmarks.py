@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import cpu
 from benchmarks.gather_baseline import gather_baseline
-from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.checks import CommandError
 from mmbiformer.models import BiFormer, DeBiFormer
 
 

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmbiformer.engine import CheckClassesHook, ClassCountError
-from mmbiformer.engine.command_line import build_model
+from mmbiformer.engine.checks import build_model
 
 ROOT = Path(__file__).parent.parent
 TOY = dict(_delete_=True, depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1)

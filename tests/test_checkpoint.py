@@ -23,7 +23,7 @@ from mmbiformer.checkpoint import (
     load_whole_model,
     register_safe_loader,
 )
-from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.models import BiFormer
 from mmbiformer.registry import MODELS

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mmbiformer.datasets import SEGMENTATION_CLASSES, ShapesSpec, make_shapes
-from mmbiformer.engine.command_line import build_model
+from mmbiformer.engine.checks import build_model
 from mmbiformer.engine.fake_data import fake_batch
 from mmbiformer.models import biformer, debiformer
 from mmbiformer.safe_load import safe_load

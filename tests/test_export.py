@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mmbiformer.engine import export
-from mmbiformer.engine.command_line import CommandError, build_model
+from mmbiformer.engine.checks import CommandError, build_model
 from mmbiformer.engine.export import (
     NEAR_TIE,
     TOLERANCE,

@@ -25,7 +25,8 @@ from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine.checkpoint_hook import check_resumable
-from mmbiformer.engine.command_line import CommandError, build_runner
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import build_runner
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.safe_load import CheckpointError, safe_load
 
@@ -377,15 +378,15 @@ def message_of(config, work, options, test=False):
     cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
     cfg.merge_from_dict(options)
     cfg.work_dir, cfg.experiment_name, cfg.launcher = str(work), str(work), 'none'
-    runner = build_runner(cfg)
     splits = ('test',) if test else ('train', 'val')
     with pytest.raises(CommandError) as info, faults_explained(cfg, splits):
+        runner = build_runner(cfg)
         runner.test() if test else runner.train()
     return str(info.value)
 
 
 DATASET = 'train_dataloader.dataset'
-# Settings that are read only when a run starts, and what must be said of them.
+# Settings that MMEngine reads only when a run starts, and what must be said of them.
 SETTINGS = {
     'sampler': (
         {'train_dataloader.sampler.type': 'Samplr'},
@@ -413,7 +414,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize('name', SETTINGS)
-def test_setting_that_is_read_late(name, tmp_path):
+def test_settings_that_mmengine_reads_late(name, tmp_path):
     options, *parts = SETTINGS[name]
     config, test = write_config(tmp_path), name.endswith('of a test')
     found = message_of(config, tmp_path / 'work', options, test)

@@ -180,8 +180,45 @@ COMMANDS = {
         'benchmark', ['toy.py', '--shape', '32'], "default_scope='mmengine' is not known", 'mmseg',
     ),
     'no optimizer': (
-        'benchmark', ['toy.py', '--shape', '32', '--cfg-options', 'optim_wrapper=1'],
+        'benchmark', ['toy.py', '--shape', '32', '--cfg-options', 'optim_wrapper=None'],
         'toy.py has no optim_wrapper',
+    ),
+    'untrained': ('train', ['toy.py', '--cfg-options', 'optim_wrapper=None'], 'training needs'),
+    **{
+        f'set {value}': ('train', ['toy.py', '--cfg-options', value], 'toy.py', *parts)
+        for value, *parts in [
+            ('optim_wrapper=1', 'optim_wrapper=1 must be a dict'),
+            ('train_dataloader=3', 'train_dataloader=3 must be a dict'),
+            ('train_dataloader.dataset=3', 'train_dataloader.dataset=3 must be a dict'),
+            ('train_dataloader.num_workers=abc', "num_workers='abc' must be a int"),
+            ('train_dataloader.dataset.data_root=5', 'dataset.data_root=5 must be a str'),
+            ('train_dataloader.dataset.type=Toy', 'train_dataloader', 'Toy is not in the dataset'),
+            ('default_hooks=3', 'default_hooks=3 must be a dict'),
+            ('default_hooks.logger=3', 'default_hooks.logger=3 must be a dict'),
+            ('default_hooks.logger.interva=3', 'default_hooks.logger', 'interva', 'LoggerHook'),
+            ('default_hooks.checkpoint.interval=abc', 'checkpoint', "interval='abc'", 'a int'),
+            ('custom_hooks=3', 'custom_hooks=3 must be a list'),
+            ('custom_hooks=[EMAHook]', "custom_hooks[0]='EMAHook' must be a dict"),
+            ('load_from=5', 'load_from=5 must be a str'),
+            ('resume=maybe', "resume='maybe' must be a bool"),
+            ('optim_wrapper.optimizer.type=AdamV', 'optim_wrapper', 'AdamV is not in', 'Mend'),
+            ('optim_wrapper.optimizer.lr=abc', 'optim_wrapper', 'Mend the name or the value'),
+            ('optim_wrapper.optimizer.lrr=1', 'optim_wrapper', 'lrr'),
+            ('optim_wrapper.type=Amp', 'optim_wrapper', 'Amp is not in'),
+            ('param_scheduler.type=Cos', 'param_scheduler', 'Cos is not in'),
+            ('param_scheduler.T_maxx=1', 'param_scheduler', 'T_maxx'),
+            ('val_evaluator.type=Toy', 'val_evaluator', 'Toy is not in the metric'),
+            ('model.data_preprocessor=3', 'the model cannot be built'),
+            ('model.backbone=3', 'model.backbone=3 must be a dict'),
+            ('model.backbone.region_grid=-1', 'model.backbone', 'region_grid=-1', 'positive'),
+        ]
+    },
+    'hooks by option': (
+        'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
+        '--cfg-options custom_hooks=', 'KEY=VALUE',
+    ),
+    'pretrained of another': (
+        'train', ['toy.py', '--pretrained', 'other.pth'], 'other.pth: ', "['fc.weight']",
     ),
     'launcher': ('train', ['toy.py', '--launcher', 'slurm'], '--launcher slurm', 'dist_train.sh'),
 }  # fmt: skip

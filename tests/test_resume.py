@@ -18,7 +18,8 @@ from mmbiformer.engine.checkpoint_hook import (
     random_state,
     set_random_state,
 )
-from mmbiformer.engine.command_line import CommandError, make_resumable
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import make_resumable
 from mmbiformer.safe_load import CheckpointError
 
 WHOLE = dict(meta={}, message_hub={}, optimizer={}, state_dict={})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import plot
-from mmbiformer.engine.command_line import CommandError
+from mmbiformer.engine.checks import CommandError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks/results'

@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 
 from mmbiformer.datasets import CLASSES, SEGMENTATION_CLASSES, ShapesSpec, make_shapes
-from mmbiformer.engine.command_line import CommandError, build_model
+from mmbiformer.engine.checks import CommandError, build_model
 from mmbiformer.engine.complexity import count_macs
 from mmbiformer.engine.fake_data import fake_batch
 from mmbiformer.layers import BiLevelRoutingAttention

@@ -31,7 +31,8 @@ from mmengine.runner import load_checkpoint
 
 from mmbiformer.checkpoint import register_safe_loader
 from mmbiformer.datasets import make_shapes
-from mmbiformer.engine.command_line import CommandError, run_command
+from mmbiformer.engine.checks import CommandError
+from mmbiformer.engine.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = np.array(plt.get_cmap('tab10').colors)

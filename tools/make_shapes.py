@@ -17,7 +17,8 @@ from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
 from mmbiformer.datasets.shapes import preview
 from mmbiformer.datasets.shapes_folder import format_summary, summarise
 from mmbiformer.datasets.shapes_formats import write_image
-from mmbiformer.engine.command_line import CommandError, check_writable, run_command
+from mmbiformer.engine.checks import CommandError, check_writable
+from mmbiformer.engine.command_line import run_command
 
 PREVIEW_SCENES = 12
 

@@ -11,13 +11,10 @@ import os
 from mmengine.config import Config, ConfigDict
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
+from mmbiformer.engine.checks import CommandError, check_data, check_file, check_writable
 from mmbiformer.engine.command_line import (
-    CommandError,
     add_common_options,
     build_runner,
-    check_data,
-    check_file,
-    check_writable,
     load_config,
     run_command,
 )

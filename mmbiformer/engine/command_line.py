@@ -3,29 +3,33 @@
 import argparse
 import gc
 import os
+import re
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
 
 from ..checkpoint import AUTHORS_URLS, load_whole_model, register_safe_loader
 from ..safe_load import CheckpointError
 from .check_classes_hook import CheckClassesHook
 from .checkpoint_hook import check_resumable, find_whole_checkpoint
+from .checks import (
+    CommandError,
+    check_file,
+    check_parts,
+    check_settings,
+    check_writable,
+    error_text,
+    has_our_backbone,
+)
 from .fake_data import SIZES
-
-
-class CommandError(Exception):
-    """What the user must mend; shown as one message, without a traceback."""
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -55,13 +59,22 @@ def run_command(main: Callable[[], None]) -> None:
             f'{error.filename}: {error.strerror or error}; it must be there, of the right kind, '
             'and yours to read or write, on a disk with room'
         )
-    except (AssertionError, ValueError) as error:
+    except (AssertionError, RecursionError, ValueError) as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         # All that MMEngine says of --cfg-options is how many values it could not unpack.
-        found = [frame for frame in frames if frame.f_code is DictAction.__call__.__code__]
-        if not found:
+        given = [frame for frame in frames if frame.f_code is DictAction.__call__.__code__]
+        if not given:
             raise
-        message = f'--cfg-options {found[0].f_locals["kv"]}: give KEY=VALUE, brackets closed'
+        message = f'--cfg-options {given[0].f_locals["kv"]}: give KEY=VALUE, brackets closed'
+    except (MemoryError, RuntimeError) as error:
+        # torch's error on CPU has no class of its own.
+        found = re.search(r'.*(?:out of|t allocate) memory.*', str(error), re.IGNORECASE)
+        if found is None and not isinstance(error, MemoryError):
+            raise
+        message = (
+            f'{found[0] if found else "out of memory"}\nMake the batch or the images smaller, or '
+            'free memory'
+        )
     print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
 
@@ -117,10 +130,10 @@ def read_config(args: argparse.Namespace) -> Config:
         raise CommandError(
             f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
         ) from error
-    if not isinstance(cfg.get('model'), dict):
-        raise CommandError(
-            f'{args.config} has no model = dict(...); inherit from one of configs/ by _base_'
-        )
+    check_settings(cfg)
+    init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg')
+    if isinstance(init_cfg, dict) and 'checkpoint' in init_cfg:  # all that an option need name
+        init_cfg.setdefault('type', 'Pretrained')
     return cfg
 
 
@@ -159,58 +172,17 @@ def build_runner(cfg: Config) -> Runner:
     on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
     if on_cpu:
         distribute_on_cpu(cfg)
-    check_backbone(cfg)
+    check_parts(cfg)
     try:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
-        raise CommandError(f'{cfg.filename} cannot be built: {_text(error)}') from error
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
     if on_cpu:
         runner.logger.warning(
             f'No GPU: {runner.world_size} processes on CPU with the backend gloo.'
         )
     return runner
-
-
-def check_backbone(cfg: Config) -> None:
-    """Raise CommandError if a backbone of ours cannot be built, before MMEngine writes logs.
-
-    Args:
-        cfg: The whole config.
-    """
-    if not _has_our_backbone(cfg):
-        return
-    backbone = cfg.model.backbone
-    if 'checkpoint' in (backbone.get('init_cfg') or ()):  # all that --cfg-options need to name
-        backbone.init_cfg.setdefault('type', 'Pretrained')
-    try:
-        with torch.random.fork_rng(devices=[]):  # the model's own weights must not depend on this
-            MODELS.build({**backbone, 'init_cfg': None})
-    except (KeyError, TypeError, ValueError) as error:
-        raise CommandError(f'{cfg.filename}: model.backbone: {_text(error)}') from error
-    init_cfg = backbone.get('init_cfg') or {}
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        check_file(init_cfg['checkpoint'], 'model.backbone.init_cfg')
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """Build the model of a config by itself.
-
-    Args:
-        cfg: The whole config; changed in place.
-
-    Raises:
-        CommandError: If the config's values do not fit.
-    """
-    if cfg.get('default_scope') is None:
-        raise CommandError(f'{cfg.filename} has no default_scope; set it to one of {[*SIZES]}')
-    init_default_scope(cfg.default_scope)
-    if 'data_preprocessor' in cfg:  # as the Runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    try:
-        return MODELS.build(cfg.model)
-    except (ImportError, KeyError, TypeError, ValueError) as error:
-        raise CommandError(f'{cfg.filename}: the model cannot be built: {_text(error)}') from error
 
 
 def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
@@ -257,86 +229,6 @@ def distribute_on_cpu(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo')
 
 
-def check_file(path: str, what: str) -> None:
-    """Raise CommandError unless there is such a file; http(s) URLs pass.
-
-    Args:
-        path: Path or URL.
-        what: What the file is, for the message.
-    """
-    if path.startswith(('http://', 'https://')):
-        return
-    if '://' in path:
-        raise CommandError(f'{what}: {path} is no file or http(s) URL; download it first')
-    if not Path(path).expanduser().is_file():
-        raise CommandError(f'{what}: there is no file {path}')
-
-
-def check_writable(folder: str, option: str = '--work-dir') -> None:
-    """Raise CommandError unless a folder can be written, or made.
-
-    Args:
-        folder: Path of the folder.
-        option: The option that says where to write. Defaults to ``'--work-dir'``.
-    """
-    path = Path(folder).absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    reason = None
-    if not existing.is_dir():
-        reason = 'is a file'
-    elif not os.access(existing, os.W_OK | os.X_OK):
-        reason = 'may not be written'
-    else:
-        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
-            tempfile.TemporaryFile(dir=existing).close()
-        except OSError as error:
-            reason = f'takes no new file ({error.strerror})'
-    if reason:
-        raise CommandError(
-            f'{folder} cannot be written: {existing} {reason}; choose another {option}'
-        )
-
-
-def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Raise CommandError, saying how the folder must look, if a data set is not there.
-
-    Args:
-        cfg: The whole config.
-        splits: Which data loaders will be used, of ``'train'``, ``'val'``, ``'test'``.
-    """
-    needed = data_paths(cfg, splits)
-    missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
-    if not missing:
-        return
-    root = os.path.dirname(missing[0])
-    if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
-        root = os.path.commonpath(missing)
-    advice = "Put the data there, or mend the paths of the config's data loaders and evaluators"
-    if root and not os.path.exists(root):
-        advice += f', or link it:  ln -s /path/to/your/data {root}'
-    raise CommandError(
-        f'the data set of {cfg.filename} is not there.\n'
-        + ''.join(f'  missing: {path}\n' for path in missing)
-        + 'The config expects these files and folders:\n'
-        + ''.join(f'  {path}\n' for path in sorted(needed))
-        + f'{advice}\nTo see everything work without any data:  make demo'
-    )
-
-
-def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
-    """The annotation files and folders that data sets and evaluators of splits read, each once."""
-    found: dict[str, None] = {}
-    for split in splits:
-        if loader := cfg.get(f'{split}_dataloader'):
-            for dataset in _datasets(loader.dataset):
-                found.update(dict.fromkeys(_paths(dataset)))
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-            if isinstance(evaluator, dict) and isinstance(evaluator.get('ann_file'), str):
-                found[evaluator['ann_file']] = None
-    return [*found]
-
-
 def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     """Write checkpoints that a killed run resumes from exactly; find the one to resume from.
 
@@ -366,7 +258,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     cfg.resume = resume is not None
     if cfg.resume:
         cfg.load_from = resume
-    elif cfg.get('load_from') and '://' not in cfg.load_from and _has_our_backbone(cfg):
+    elif cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told
@@ -437,35 +329,3 @@ def drop_sync_bn_without_gpu(cfg: Config) -> str | None:
         elif isinstance(node, (list, tuple)):
             stack += node
     return 'No GPU: training with BatchNorm in each process instead of SyncBN.' if found else None
-
-
-def _has_our_backbone(cfg: Config) -> bool:
-    backbone = cfg.model.get('backbone') or {}
-    return str(backbone.get('type')).startswith('mmbiformer.')
-
-
-def _text(error: Exception) -> str:
-    """What an error says; a KeyError would quote it."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-
-
-def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if inner := dataset.get('dataset') or dataset.get('datasets'):
-        for child in inner if isinstance(inner, (list, tuple)) else [inner]:
-            yield from _datasets(child)
-    else:
-        yield dataset
-
-
-def _paths(dataset: ConfigDict) -> Iterator[str]:
-    """The annotation file and the folders that a data set reads."""
-    root = dataset.get('data_root') or ''
-    parts: list[Any] = [dataset.get('ann_file')]
-    prefix = dataset.get('data_prefix') or {}
-    parts += prefix.values() if isinstance(prefix, dict) else [prefix]
-    if not any(parts):
-        parts = [dataset.get('split') or '']
-    for part in parts:
-        if isinstance(part, str) and (part or root):
-            yield os.path.join(root, part).rstrip('/')

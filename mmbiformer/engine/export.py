@@ -21,16 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import load_whole_model
 from ..models.hierarchical import HierarchicalBackbone
-from .command_line import (
-    CommandError,
-    add_config_options,
-    build_model,
-    check_backbone,
-    check_file,
-    check_writable,
-    image_size,
-    read_config,
-)
+from .checks import CommandError, build_model, check_backbone, check_file, check_writable
+from .command_line import add_config_options, image_size, read_config
 
 OPSET = 18
 TOLERANCE = 1e-4

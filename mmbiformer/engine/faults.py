@@ -16,7 +16,7 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
-from .command_line import CommandError, _text, data_paths
+from .checks import CommandError, data_paths, not_built
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -89,10 +89,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'file.{resume}'
         )
     if _is_of_config(error, part, files):
-        return (
-            f'{part or "a part"} of {cfg.filename} cannot be built: '
-            f'{_text(error).partition(". Please check")[0]}. Mend the name or the value there'
-        )
+        return not_built(cfg, part or 'a part', error)
     if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):
         return (
             f'{part or "a data set"} of {cfg.filename} is empty: no image has any of '
@@ -135,13 +132,15 @@ def _is_of_config(error: Exception, part: str | None, files: set[str]) -> bool:
         r'is not in the .+ registry|must contain the key "type"', text
     ):
         return True
-    if part is None or isinstance(error, json.JSONDecodeError):
-        return False
-    if isinstance(error, TypeError):
-        return bool(re.search(r'unexpected keyword argument|missing \d+ required', text))
-    # What is wrong with a data set that is being read is seldom in the config.
-    return isinstance(error, (AssertionError, ImportError, ValueError)) and not _within(
-        files, 'base_dataset.py'
+    # MMSegmentation looks at the names of metrics when it has seen all images.
+    if isinstance(error, KeyError) and re.search(r'^.metrics .+ is not supported', text):
+        return True
+    # What is wrong with data that are being read is seldom in the config.
+    reading = _within(files, 'base_dataset.py') or any(
+        re.search(r'/coco(_api)?\.py$', file) for file in files
+    )
+    return (
+        part is not None and not reading and not isinstance(error, (OSError, json.JSONDecodeError))
     )
 
 

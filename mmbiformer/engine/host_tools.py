@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from .command_line import CommandError
+from .checks import CommandError
 
 
 def run_host_tool(cfg: Config, paths: dict[str, str]) -> None:

@@ -23,11 +23,9 @@ from mmengine.runner import load_checkpoint
 from rich.progress import track
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
+from mmbiformer.engine.checks import CommandError, build_model, check_file
 from mmbiformer.engine.command_line import (
-    CommandError,
     add_config_options,
-    build_model,
-    check_file,
     drop_sync_bn_without_gpu,
     image_size,
     read_config,

@@ -10,7 +10,8 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.command_line import add_config_options, check_data, read_config, run_command
+from mmbiformer.engine.checks import check_data
+from mmbiformer.engine.command_line import add_config_options, read_config, run_command
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.host_tools import run_host_tool
 

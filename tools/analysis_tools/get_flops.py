@@ -11,14 +11,8 @@ Examples:
 import argparse
 import sys
 
-from mmbiformer.engine.command_line import (
-    CommandError,
-    add_config_options,
-    build_model,
-    image_size,
-    read_config,
-    run_command,
-)
+from mmbiformer.engine.checks import CommandError, build_model
+from mmbiformer.engine.command_line import add_config_options, image_size, read_config, run_command
 from mmbiformer.engine.complexity import count_macs
 from mmbiformer.engine.fake_data import fake_batch
 

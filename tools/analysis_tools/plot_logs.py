@@ -15,7 +15,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mmbiformer.engine.command_line import CommandError, check_writable, run_command
+from mmbiformer.engine.checks import CommandError, check_writable
+from mmbiformer.engine.command_line import run_command
 
 HEADLINES = ('mAP', 'mIoU', 'top1')
 """How the metrics end that are drawn unless others are asked for."""

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from mmbiformer.checkpoint import load_whole_model, register_safe_loader
-from mmbiformer.engine.command_line import CommandError, check_file, check_writable, run_command
+from mmbiformer.engine.checks import CommandError, check_file, check_writable
+from mmbiformer.engine.command_line import run_command
 from mmbiformer.safe_load import safe_load
 
 KEPT = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')

@@ -1,0 +1,399 @@
+"""What is looked at before anything runs or is written: files, folders, the config."""
+
+import contextlib
+import copy
+import inspect
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+    Registry,
+    init_default_scope,
+)
+from torch import nn
+
+from ..safe_load import CheckpointError
+from .fake_data import SIZES
+
+SETTINGS: dict[tuple[type, ...], str] = {
+    (dict,): 'train_cfg val_cfg test_cfg optim_wrapper default_hooks env_cfg auto_scale_lr '
+    'visualizer randomness log_processor data_preprocessor',
+    (dict, list, tuple): 'param_scheduler val_evaluator test_evaluator',
+    (list, tuple): 'custom_hooks',
+    (str,): 'default_scope load_from work_dir',
+    (bool,): 'resume',
+}
+"""Settings of a config and the kinds of value that they take; all may be None or missing."""
+LOADER: dict[tuple[type, ...], str] = {
+    (dict,): 'dataset sampler batch_sampler',
+    (int,): 'batch_size num_workers',
+}
+DATASET: dict[tuple[type, ...], str] = {
+    (str,): 'data_root ann_file',
+    (list, tuple): 'pipeline',
+    (dict,): 'metainfo',
+}
+SPLITS = 'train', 'val', 'test'
+
+
+class CommandError(Exception):
+    """What the user must mend; shown as one message, without a traceback."""
+
+
+def check_file(path: str, what: str) -> None:
+    """Raise CommandError unless there is such a file; http(s) URLs pass.
+
+    Args:
+        path: Path or URL.
+        what: What the file is, for the message.
+    """
+    if path.startswith(('http://', 'https://')):
+        return
+    if '://' in path:
+        raise CommandError(f'{what}: {path} is no file or http(s) URL; download it first')
+    if not Path(path).expanduser().is_file():
+        raise CommandError(f'{what}: there is no file {path}')
+
+
+def check_writable(folder: str, option: str = '--work-dir') -> None:
+    """Raise CommandError unless a folder can be written, or made.
+
+    Args:
+        folder: Path of the folder.
+        option: The option that says where to write. Defaults to ``'--work-dir'``.
+    """
+    path = Path(folder).absolute()
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    reason = None
+    if not existing.is_dir():
+        reason = 'is a file'
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        reason = 'may not be written'
+    else:
+        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            reason = f'takes no new file ({error.strerror})'
+    if reason:
+        raise CommandError(
+            f'{folder} cannot be written: {existing} {reason}; choose another {option}'
+        )
+
+
+def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Raise CommandError, saying how the folder must look, if a data set is not there.
+
+    Args:
+        cfg: The whole config.
+        splits: Which data loaders will be used, of ``'train'``, ``'val'``, ``'test'``.
+    """
+    needed = data_paths(cfg, splits)
+    missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
+    if not missing:
+        return
+    root = os.path.dirname(missing[0])
+    if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
+        root = os.path.commonpath(missing)
+    advice = "Put the data there, or mend the paths of the config's data loaders and evaluators"
+    if root and not os.path.exists(root):
+        advice += f', or link it:  ln -s /path/to/your/data {root}'
+    raise CommandError(
+        f'the data set of {cfg.filename} is not there.\n'
+        + ''.join(f'  missing: {path}\n' for path in missing)
+        + 'The config expects these files and folders:\n'
+        + ''.join(f'  {path}\n' for path in sorted(needed))
+        + f'{advice}\nTo see everything work without any data:  make demo'
+    )
+
+
+def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
+    """The annotation files and folders that data sets and evaluators of splits read, each once."""
+    found: dict[str, None] = {}
+    for split in splits:
+        if loader := cfg.get(f'{split}_dataloader'):
+            for dataset in _datasets(loader.dataset):
+                found.update(dict.fromkeys(_paths(dataset)))
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            if isinstance(evaluator, dict) and isinstance(evaluator.get('ann_file'), str):
+                found[evaluator['ann_file']] = None
+    return [*found]
+
+
+def check_settings(cfg: Config) -> None:
+    """Raise CommandError if a setting is not of the kind that MMEngine takes.
+
+    Args:
+        cfg: The whole config.
+    """
+    model = cfg.get('model')
+    if not isinstance(model, dict):
+        raise CommandError(
+            f'{cfg.filename} has no model = dict(...); inherit from one of configs/ by _base_'
+        )
+    _check_kinds(cfg, cfg, SETTINGS)
+    for name in ('param_scheduler', 'custom_hooks', 'val_evaluator', 'test_evaluator'):
+        value = cfg.get(name)
+        for i, item in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            _require_kind(cfg, f'{name}[{i}]', item, (dict,))
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        _require_kind(cfg, f'default_hooks.{name}', hook, (dict, type(None)))
+    for split in SPLITS:
+        name = f'{split}_dataloader'
+        loader = cfg.get(name)
+        if loader is None:
+            continue
+        _require_kind(cfg, name, loader, (dict,))
+        _check_kinds(cfg, loader, LOADER, f'{name}.')
+        if not isinstance(loader.get('dataset'), dict):
+            raise CommandError(f'{cfg.filename}: {name} has no dataset = dict(...)')
+        for dataset in _datasets(loader.dataset):
+            _require_kind(cfg, f'a data set of {name}', dataset, (dict,))
+            _check_kinds(cfg, dataset, DATASET, f'{name}: dataset.')
+    _require_kind(cfg, 'model.backbone', model.get('backbone', {}), (dict, type(None)))
+
+
+def check_training(cfg: Config) -> None:
+    """Raise CommandError if a config lacks what training needs.
+
+    Args:
+        cfg: The whole config.
+    """
+    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(name) is None:
+            raise CommandError(
+                f'{cfg.filename} has no {name} = dict(...), which training needs; inherit from one '
+                'of configs/ by _base_'
+            )
+
+
+def check_parts(cfg: Config) -> None:
+    """Raise CommandError if a part of a config cannot be built, before MMEngine writes logs.
+
+    The model, the weights of its backbone, transforms and the optimizer are made and thrown away.
+    Of the others, which may read data or belong to a run, only names and arguments are looked at.
+
+    Args:
+        cfg: The whole config.
+    """
+    cfg = copy.deepcopy(cfg)  # what builds a part may change it
+    cfg.setdefault('default_scope', 'mmengine')  # as the Runner does
+    with _unnoticed():
+        init_default_scope(cfg.default_scope)
+        check_backbone(cfg)
+        model = build_model(cfg)
+        if has_our_backbone(cfg):
+            _load_pretrained(model.backbone, cfg)
+        _check_optimizer(model, cfg)
+        del model
+        for part, registry, node in _parts(cfg):
+            if isinstance(node, dict) and node.get('type') is not None:
+                with _blamed(cfg, part):
+                    if registry is TRANSFORMS:
+                        registry.build(node)
+                    else:
+                        _check_call(registry, node)
+
+
+def check_backbone(cfg: Config) -> None:
+    """Raise CommandError if a backbone of ours cannot be built, before MMEngine writes logs.
+
+    Args:
+        cfg: The whole config.
+    """
+    if not has_our_backbone(cfg):
+        return
+    backbone = cfg.model.backbone
+    try:
+        MODELS.build({**backbone, 'init_cfg': None})
+    except Exception as error:
+        raise CommandError(f'{cfg.filename}: model.backbone: {error_text(error)}') from error
+    init_cfg = backbone.get('init_cfg') or {}
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+        _require_kind(cfg, 'model.backbone.init_cfg.checkpoint', init_cfg.get('checkpoint'), (str,))
+        check_file(init_cfg['checkpoint'], 'model.backbone.init_cfg')
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build the model of a config by itself.
+
+    Args:
+        cfg: The whole config; changed in place.
+
+    Raises:
+        CommandError: If the config's values do not fit.
+    """
+    if cfg.get('default_scope') is None:
+        raise CommandError(f'{cfg.filename} has no default_scope; set it to one of {[*SIZES]}')
+    init_default_scope(cfg.default_scope)
+    if 'data_preprocessor' in cfg:  # as the Runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    try:
+        return MODELS.build(cfg.model)
+    except Exception as error:  # a model is made of the config alone
+        raise CommandError(
+            f'{cfg.filename}: the model cannot be built: {error_text(error)}'
+        ) from error
+
+
+def _check_kinds(
+    cfg: Config, node: Any, kinds: dict[tuple[type, ...], str], prefix: str = ''
+) -> None:
+    for wanted, names in kinds.items():
+        for name in names.split():
+            _require_kind(cfg, prefix + name, node.get(name), (*wanted, type(None)))
+
+
+def _require_kind(cfg: Config, name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return
+    wanted = ' or '.join(kind.__name__ for kind in kinds if kind not in (tuple, type(None)))
+    raise CommandError(f'{cfg.filename}: {name}={value!r:.80} must be a {wanted}')
+
+
+def _parts(cfg: Config) -> Iterator[tuple[str, Registry, Any]]:
+    """Parts of a config that are looked at one by one: setting, registry, value."""
+    for split in SPLITS:
+        if loader := cfg.get(f'{split}_dataloader'):
+            for dataset in _datasets(loader.dataset):
+                yield f'{split}_dataloader', DATASETS, dataset
+                for step in dataset.get('pipeline') or ():
+                    yield f'{split}_dataloader', TRANSFORMS, step
+    for name, registry in (
+        ('val_evaluator', METRICS),
+        ('test_evaluator', METRICS),
+        ('custom_hooks', HOOKS),
+    ):
+        nodes = cfg.get(name) or ()
+        for node in nodes if isinstance(nodes, (list, tuple)) else [nodes]:
+            if 'metrics' not in node:  # a whole evaluator
+                yield name, registry, node
+    for name, node in (cfg.get('default_hooks') or {}).items():
+        yield f'default_hooks.{name}', HOOKS, node
+
+
+def _check_optimizer(model: nn.Module, cfg: Config) -> None:
+    node = cfg.get('optim_wrapper')
+    if node is None or 'runner_type' in cfg:  # others than MMEngine's Runner wrap the model first
+        return
+    with _blamed(cfg, 'optim_wrapper'):
+        if isinstance(node.get('optimizer'), dict):
+            _check_call(OPTIMIZERS, node.optimizer)  # or the failure would not name it
+        wrapper = build_optim_wrapper(model, node)
+    if not isinstance(wrapper, OptimWrapper):
+        return  # several, each with schedules of its own
+    schedules = cfg.get('param_scheduler') or ()
+    for schedule in schedules if isinstance(schedules, (list, tuple)) else [schedules]:
+        schedule.pop('convert_to_iter_based', None)
+        with _blamed(cfg, 'param_scheduler'):
+            PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
+
+
+def _check_call(registry: Registry, node: dict) -> None:
+    """Raise an error if a type is unknown, an argument too, or text stands where a number must."""
+    with registry.switch_scope_and_registry(node.get('_scope_')) as found:
+        kind = node['type'] if inspect.isclass(node['type']) else found.get(node['type'])
+    if kind is None:
+        raise KeyError(f'{node["type"]} is not in the {registry.name} registry')
+    parameters = dict(inspect.signature(kind).parameters)
+    others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    if others and inspect.isclass(kind):  # mostly they go to the classes it derives from
+        for base in kind.__mro__[1:-1]:
+            parameters = {**inspect.signature(base).parameters, **parameters}
+    for name, value in node.items():
+        if name in ('type', '_scope_', 'priority'):
+            continue
+        if name not in parameters and not others:
+            raise TypeError(f'{kind.__name__} takes no argument {name!r}, but {[*parameters]}')
+        wanted = getattr(parameters.get(name), 'annotation', None)
+        if isinstance(value, str) and wanted in (int, float, bool):
+            raise TypeError(f'{name}={value!r} of {kind.__name__} must be a {wanted.__name__}')
+
+
+def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
+    init_cfg = getattr(backbone, 'init_cfg', None)
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+        return
+    try:
+        backbone.init_weights()
+    except CheckpointError as error:
+        path = init_cfg['checkpoint']
+        raise CommandError(str(error) if str(path) in str(error) else f'{path}: {error}') from error
+
+
+@contextlib.contextmanager
+def _blamed(cfg: Config, part: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CommandError(not_built(cfg, part, error)) from error
+
+
+def not_built(cfg: Config, part: str, error: Exception) -> str:
+    """What to tell the user if a part of the config cannot be built.
+
+    Args:
+        cfg: The whole config.
+        part: The setting.
+        error: What it failed with.
+    """
+    text = error_text(error).partition('. Please check')[0]
+    return f'{part} of {cfg.filename} cannot be built: {text}. Mend the name or the value there'
+
+
+@contextlib.contextmanager
+def _unnoticed() -> Iterator[None]:
+    """Let what is built for a look neither log nor draw random numbers that the run would miss."""
+    name = 'mmbiformer.checks'
+    MMLogger.get_instance(name, log_level='CRITICAL')  # the last one made is the current one
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        MMLogger._instance_dict.pop(name)
+
+
+def has_our_backbone(cfg: Config) -> bool:
+    backbone = cfg.model.get('backbone') or {}
+    return str(backbone.get('type')).startswith('mmbiformer.')
+
+
+def error_text(error: Exception) -> str:
+    """What an error says; a KeyError would quote it."""
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
+    if inner := dataset.get('dataset') or dataset.get('datasets'):
+        for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+            yield from _datasets(child)
+    else:
+        yield dataset
+
+
+def _paths(dataset: ConfigDict) -> Iterator[str]:
+    """The annotation file and the folders that a data set reads."""
+    root = dataset.get('data_root') or ''
+    parts: list[Any] = [dataset.get('ann_file')]
+    prefix = dataset.get('data_prefix') or {}
+    parts += prefix.values() if isinstance(prefix, dict) else [prefix]
+    if not any(parts):
+        parts = [dataset.get('split') or '']
+    for part in parts:
+        if isinstance(part, str) and (part or root):
+            yield os.path.join(root, part).rstrip('/')
