@@ -1,5 +1,6 @@
 """What training needs and no host library ships, and what the commands in tools/ share."""
 
+from .check_annotations_hook import AnnotationError, CheckAnnotationsHook
 from .check_classes_hook import CheckClassesHook, ClassCountError
 from .check_finite_hook import CheckFiniteHook, NotFiniteError
 from .checkpoint_hook import CheckpointHook
@@ -8,6 +9,8 @@ from .lagging_cosine import LaggingCosineLR
 from .layer_decay import LayerDecayOptimWrapperConstructor
 
 __all__ = [
+    'AnnotationError',
+    'CheckAnnotationsHook',
     'CheckClassesHook',
     'CheckFiniteHook',
     'CheckpointHook',

@@ -1,5 +1,6 @@
-"""Compare the classes of the data with those of the model."""
+"""Compare the classes of the data with those of the annotation files and of the model."""
 
+import json
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -7,6 +8,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS
+from .check_annotations_hook import leaves
 
 OTHER_CLASSES = {'backbone', 'rpn_head', 'semantic_head'}
 """Parts of the hosts' models whose number of classes is not that of the data."""
@@ -21,7 +23,9 @@ class CheckClassesHook(Hook):
     """Stop a run before it starts if the data has more or fewer classes than the model's heads.
 
     With fewer the heads would be trained for classes that do not exist, or a class would be missing
-    only where a label of it is met. The commands in ``tools/`` set this hook by themselves.
+    only where a label of it is met. So does a COCO annotation file that lacks one of the classes:
+    MMDetection would number those behind it wrongly. The commands in ``tools/`` set this hook by
+    themselves.
     Panoptic data sets, where each head has a part of the classes, are left alone.
 
     Raises:
@@ -49,6 +53,8 @@ def _check(runner: Runner, split: str) -> None:
     loader = getattr(runner, f'{split}_dataloader')
     metainfo = getattr(loader.dataset, 'metainfo', None) or {}
     classes = metainfo.get('classes')
+    for dataset in leaves(loader.dataset):
+        _check_categories(dataset, split)
     if not classes or 'thing_classes' in metainfo:
         return
     other = {
@@ -63,6 +69,27 @@ def _check(runner: Runner, split: str) -> None:
             f'{settings}. Set num_classes of each to {len(classes)}, or name the classes of the '
             f'model in metainfo.classes of the {split} data set'
         )
+
+
+def _check_categories(dataset: Any, split: str) -> None:
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    found = getattr(dataset, 'cat_ids', None)
+    if found is None or len(found) == len(classes) or not dataset.ann_file.endswith('.json'):
+        return
+    with open(dataset.ann_file) as file:
+        names = [category['name'] for category in json.load(file)['categories']]
+    missing = [name for name in classes if name not in names]
+    twice = [name for name in classes if names.count(name) > 1]
+    raise ClassCountError(
+        f'the {split} data have {len(classes)} classes, but {dataset.ann_file} '
+        + (
+            f'lacks {_few(missing)}; its categories are {_few(names)}'
+            if missing
+            else f'has several categories of the name {_few(twice)}'
+        )
+        + '. Let metainfo.classes name the categories of the file as they are spelt there, or add '
+        'what is missing to its categories'
+    )
 
 
 def _is_of_classes(name: str, module: nn.Module) -> bool:

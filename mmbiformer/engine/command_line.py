@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 
 from ..checkpoint import AUTHORS_URLS, load_whole_model, register_safe_loader
 from ..safe_load import CheckpointError
+from .check_annotations_hook import CheckAnnotationsHook
 from .check_classes_hook import CheckClassesHook
 from .checkpoint_hook import check_resumable, find_whole_checkpoint
 from .checks import (
@@ -178,6 +179,7 @@ def build_runner(cfg: Config) -> Runner:
     except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
+    runner.register_hook(CheckAnnotationsHook())
     if on_cpu:
         runner.logger.warning(
             f'No GPU: {runner.world_size} processes on CPU with the backend gloo.'

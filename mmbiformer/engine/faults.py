@@ -91,10 +91,20 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     if _is_of_config(error, part, files):
         return not_built(cfg, part or 'a part', error)
     if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):
+        paths = data_paths(cfg, _splits(part, splits))
+        reason = (
+            'no image has any of the configured classes. Let metainfo.classes name classes of the '
+            'annotations in'
+            if any(path.endswith('.json') for path in paths)
+            else 'no image was found. Look at its data_prefix, img_suffix and seg_map_suffix, and '
+            'into'
+        )
+        return f'{part or "a data set"} of {cfg.filename} is empty: {reason} {" and ".join(paths)}'
+    if any(re.search(r'/pycocotools/\w+\.pyx?$', file) for file in files):
+        paths = [path for path in data_paths(cfg, splits) if path.endswith('.json')]
         return (
-            f'{part or "a data set"} of {cfg.filename} is empty: no image has any of '
-            'the configured classes. Let metainfo.classes name classes of the annotations in '
-            f'{" and ".join(data_paths(cfg, _splits(part, splits)))}'
+            f'the evaluation cannot read an annotation: {type(error).__name__}: {last_line}. Look '
+            f'for polygons of less than 6 numbers and for damaged masks in {" and ".join(paths)}'
         )
     if _is_of_classes(error, files):
         counts = sorted(_values(cfg.get('model'), 'num_classes'))
