@@ -19,7 +19,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbiformer.checkpoint import RELEASED, convert_official_state_dict
-from mmbiformer.engine.command_line import drop_sync_bn_without_gpu
+from mmbiformer.engine.checks import check_parts, check_settings, check_training
+from mmbiformer.engine.command_line import drop_amp_without_gpu, drop_sync_bn_without_gpu
 from mmbiformer.layers import BiLevelRoutingAttention
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,15 @@ def test_builds(config):
     assert cfg.custom_imports['imports'] == ['mmbiformer.models']
     assert cfg.auto_scale_lr['base_batch_size'] > 0
     assert cfg.auto_scale_lr.enable is False
+
+
+@pytest.mark.parametrize('config', [config for config in CONFIGS if '_t_' in config])
+def test_checks_find_nothing(config):
+    cfg = load(config)
+    drop_amp_without_gpu(cfg)
+    check_settings(cfg)
+    check_training(cfg)
+    check_parts(cfg)
 
 
 @pytest.mark.parametrize('name', DROP_PATH)

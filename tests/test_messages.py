@@ -183,6 +183,10 @@ COMMANDS = {
         'benchmark', ['toy.py', '--shape', '32', '--cfg-options', 'optim_wrapper=None'],
         'toy.py has no optim_wrapper',
     ),
+    'no images': (
+        'browse_dataset', ['toy.py', '--cfg-options', 'train_dataloader=None'],
+        'toy.py has no train_dataloader',
+    ),
     'untrained': ('train', ['toy.py', '--cfg-options', 'optim_wrapper=None'], 'training needs'),
     **{
         f'set {value}': ('train', ['toy.py', '--cfg-options', value], 'toy.py', *parts)
@@ -206,6 +210,8 @@ COMMANDS = {
             ('optim_wrapper.optimizer.lrr=1', 'optim_wrapper', 'lrr'),
             ('optim_wrapper.type=Amp', 'optim_wrapper', 'Amp is not in'),
             ('param_scheduler.type=Cos', 'param_scheduler', 'Cos is not in'),
+            ('param_scheduler.T_max=abc', 'param_scheduler', "T_max='abc'", 'must be a int'),
+            ('param_scheduler.T_max=[1]', 'param_scheduler', 'T_max=[1]', 'must be a int'),
             ('param_scheduler.T_maxx=1', 'param_scheduler', 'T_maxx'),
             ('val_evaluator.type=Toy', 'val_evaluator', 'Toy is not in the metric'),
             ('model.data_preprocessor=3', 'the model cannot be built'),

@@ -7,7 +7,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -191,7 +192,8 @@ def check_parts(cfg: Config) -> None:
         cfg: The whole config.
     """
     cfg = copy.deepcopy(cfg)  # what builds a part may change it
-    cfg.setdefault('default_scope', 'mmengine')  # as the Runner does
+    if cfg.setdefault('default_scope', 'mmengine') is None:  # the default is the Runner's
+        raise CommandError(f'{cfg.filename} has no default_scope; set it to one of {[*SIZES]}')
     with _unnoticed():
         init_default_scope(cfg.default_scope)
         check_backbone(cfg)
@@ -300,11 +302,12 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
     for schedule in schedules if isinstance(schedules, (list, tuple)) else [schedules]:
         schedule.pop('convert_to_iter_based', None)
         with _blamed(cfg, 'param_scheduler'):
+            _check_call(PARAM_SCHEDULERS, schedule)
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
 
 
 def _check_call(registry: Registry, node: dict) -> None:
-    """Raise an error if a type is unknown, an argument too, or text stands where a number must."""
+    """Raise an error if a type or an argument is unknown, or a text or list is no number."""
     with registry.switch_scope_and_registry(node.get('_scope_')) as found:
         kind = node['type'] if inspect.isclass(node['type']) else found.get(node['type'])
     if kind is None:
@@ -320,8 +323,9 @@ def _check_call(registry: Registry, node: dict) -> None:
         if name not in parameters and not others:
             raise TypeError(f'{kind.__name__} takes no argument {name!r}, but {[*parameters]}')
         wanted = getattr(parameters.get(name), 'annotation', None)
-        if isinstance(value, str) and wanted in (int, float, bool):
-            raise TypeError(f'{name}={value!r} of {kind.__name__} must be a {wanted.__name__}')
+        kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
+        if isinstance(value, (str, list, dict)) and {*kinds} <= {int, float, bool, type(None)}:
+            raise TypeError(f'{name}={value!r} of {kind.__name__} must be a {kinds[0].__name__}')
 
 
 def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:

@@ -176,7 +176,7 @@ def build_runner(cfg: Config) -> Runner:
     check_parts(cfg)
     try:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
     runner.register_hook(CheckAnnotationsHook())
@@ -244,7 +244,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     Returns:
         list[str]: What to tell the user about damaged files.
     """
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     if hook is not None and hook.type == 'CheckpointHook':
         hook.type = 'mmbiformer.CheckpointHook'

@@ -88,6 +88,11 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'{last_line.removeprefix(f"{name}: ")}. Mend it, or take it out of the annotation '
             f'file.{resume}'
         )
+    if isinstance(error, KeyError) and '_save_best_checkpoint' in {code.co_name for code in codes}:
+        return (
+            f'default_hooks.checkpoint.save_best of {cfg.filename}: the evaluation gives no {text}.'
+            f" Take a name from the log's line of the validation, or 'auto'.{resume}"
+        )
     if _is_of_config(error, part, files):
         return not_built(cfg, part or 'a part', error)
     if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):

@@ -10,7 +10,7 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.checks import check_data
+from mmbiformer.engine.checks import CommandError, check_data
 from mmbiformer.engine.command_line import add_config_options, read_config, run_command
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.host_tools import run_host_tool
@@ -29,6 +29,8 @@ def main() -> None:
     args, others = parser.parse_known_args()
     cfg = read_config(args)
     if not {'-h', '--help'} & {*others}:
+        if cfg.get('train_dataloader') is None:
+            raise CommandError(f'{cfg.filename} has no train_dataloader = dict(...) to look at')
         check_data(cfg, ('train',))
     with faults_explained(cfg, ('train',)):
         run_host_tool(cfg, PATHS)
