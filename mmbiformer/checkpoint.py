@@ -61,8 +61,9 @@ RENAMES = (
     (r'mlp\.dwc\.', 'mlp.conv.'),
     (r'^extra_norms\.(\d)\.(?:ln\.)?', r'norm\1.'),
 )
-PAIR_KEY = re.compile(r'^stages\.(\d+)\.(\d+)\.(pos_embed|norm|attn|mlp)([1-4])\.')
-BLOCK_KEY = re.compile(r'^stages\.(\d+)\.\d+\.norm1\.weight$')
+# Numbers from a file are short: Python refuses to convert thousands of digits.
+PAIR_KEY = re.compile(r'^stages\.(\d\d?)\.(\d{1,3})\.(pos_embed|norm|attn|mlp)([1-4])\.')
+BLOCK_KEY = re.compile(r'^stages\.(\d\d?)\.\d{1,3}\.norm1\.weight$')
 OFFICIAL_KEY = re.compile(
     r'^(?:module\.)?(?:backbone\.)?stages\.\d+\.(?:blocks\.)?\d+\.'
     r'(?:mlp\.0|mlp1\.linear1\.0)\.weight$'
@@ -184,7 +185,8 @@ def adapt_backbone_state(
         )
     unused = [f'{prefix}{name}' for name in given if MAP_NORM_KEY.match(name) and name not in own]
     if unused and any(MAP_NORM_KEY.match(name) for name in own):
-        print_log(f'left out, norms of maps that are not used: {unused}', logger='current')
+        names = _shown(unused, 8)
+        print_log(f'left out, norms of maps that are not used: {names}', logger='current')
         for name in unused:
             del state_dict[name]
 
@@ -260,13 +262,20 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is no checkpoint, or holds no weights by name.
+        CheckpointError: If the file is no checkpoint, or holds no weights by name, or no tensors in
+            a backbone of ours.
     """
     filename = os.path.expanduser(filename)
     checkpoint = safe_load(filename, map_location)
     weights = _unnest(checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise CheckpointError(f'{filename} holds no weights by name: {type(weights).__name__}')
+    odd = [name for name in weights if 'stages.' in name and not isinstance(weights[name], Tensor)]
+    if odd:  # of a backbone of ours nothing is left out silently
+        raise CheckpointError(
+            f'{filename} is damaged: weights are no tensors, such as {_shown(odd)}; download or '
+            'write it again'
+        )
     _drop_configs(checkpoint)
     if is_official(checkpoint):
         print_log(f"{filename}: the authors' names, converted to ours", logger='current')
@@ -399,9 +408,15 @@ def _describe(state_dict: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     return [stages[i] for i in sorted(stages)]
 
 
+def _shown(names: Iterable[Any], count: int = 3) -> str:
+    """Names of a file for a message: a few, cut, and escaped, as terminals obey some characters."""
+    texts = (name if isinstance(name, str) else type(name).__name__ for name in names)
+    return repr(sorted(text[:80] for text in texts)[:count])
+
+
 def _not_ours(found: Any, expected: str) -> str:
     if isinstance(found, Mapping):
-        found = f'{len(found)} entries such as {sorted(map(str, found))[:3]}'
+        found = f'{len(found)} entries such as {_shown(found)}'
     else:
         found = f'a {type(found).__name__}'
     return (

@@ -362,6 +362,39 @@ def test_command_refuses(released, tmp_path):
         assert not (tmp_path / 'ours.pth').exists()
 
 
+def test_number_that_python_does_not_read():
+    """A name of thousands of digits is one that the model does not have, like any other."""
+    net = BiFormer('tiny')
+    state_dict = net.state_dict()
+    digits = '9' * 5000
+    state_dict[f'stages.{digits}.0.norm1.weight'] = torch.zeros(64)
+    found = net.load_state_dict(state_dict, strict=False)
+    assert found.unexpected_keys == [f'stages.{digits}.0.norm1.weight']
+    pairs = {f'stages.{digits}.{digits}.norm2.weight': torch.zeros(1)}
+    pairs['stages.0.0.mlp1.linear1.0.weight'] = torch.zeros(1)
+    converted = convert_official_state_dict(pairs)
+    assert f'backbone.stages.{digits}.{digits}.norm2.weight' in converted
+
+
+def test_names_of_strangers_are_cut_and_escaped(tmp_path):
+    MMLogger.get_instance('strangers', log_file=str(tmp_path / 'log'))
+    evil = '\x1b[2J\n' + 'a' * 2**20
+    with pytest.raises(CheckpointError, match='found 1 entries') as info:
+        convert_official_state_dict({evil: torch.zeros(1)})
+    messages = [str(info.value)]
+    torch.save(dict(official(), **{f'stages.{evil}': 'x'}), tmp_path / 'evil.pth')
+    with pytest.raises(CheckpointError, match='no tensors, such as') as info:
+        load_whole_model(str(tmp_path / 'evil.pth'))
+    messages.append(str(info.value))
+    net = BiFormer('tiny', out_indices=(3,))
+    net.load_state_dict(dict(net.state_dict(), **{f'norm0.{evil}': torch.zeros(1)}))
+    messages.append((tmp_path / 'log').read_text().strip())
+    assert 'left out, norms of maps' in messages[-1]
+    for message in messages:
+        assert len(message) < 1000 and message.isprintable()
+        assert '\\x1b' in message
+
+
 def test_unreadable_file_names_itself(tmp_path):
     path = tmp_path / 'broken.pth'
     path.write_bytes(b'PK\x03\x04 nothing')
