@@ -16,7 +16,8 @@ import cv2
 from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
 from mmbiformer.datasets.shapes import preview
 from mmbiformer.datasets.shapes_folder import format_summary, summarise
-from mmbiformer.datasets.shapes_formats import write_image
+from mmbiformer.datasets.shapes_formats import encode_image
+from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_writable
 from mmbiformer.engine.command_line import run_command
 
@@ -91,14 +92,18 @@ def main() -> None:
         )
     except (ValueError, FileExistsError) as error:
         raise CommandError(error) from error
+    except OSError as error:
+        raise CommandError(
+            f'{args.out} cannot be written: {error.strerror or error}; make room or choose another '
+            '--out. What is there of the set is replaced when it is made again'
+        ) from error
     if made:
         print(f'made {args.out} in {time.perf_counter() - start:.1f} s')
     else:
         print(f'{args.out} is complete already, nothing to do')
     if args.preview:
         scenes = layout.scenes(spec, args.seed, 'train', PREVIEW_SCENES)
-        Path(args.preview).parent.mkdir(parents=True, exist_ok=True)
-        write_image(Path(args.preview), preview(list(scenes)))
+        write_whole(args.preview, encode_image(Path(args.preview), preview(list(scenes))))
         print(f'drew {args.preview}')
     print(format_summary(summarise(args.out)))
 

@@ -9,8 +9,13 @@ import argparse
 import os
 
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.fileio import dump
+from mmengine.logging import print_log
+from mmengine.registry import METRICS
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
+from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_data, check_file, check_writable
 from mmbiformer.engine.command_line import (
     add_common_options,
@@ -19,6 +24,17 @@ from mmbiformer.engine.command_line import (
     run_command,
 )
 from mmbiformer.engine.faults import faults_explained
+
+
+@METRICS.register_module(force=True)
+class DumpWholeResults(DumpResults):
+    """Leaves no half a file where the disk is full."""
+
+    def compute_metrics(self, results: list) -> dict:
+        """Write the predictions."""
+        write_whole(self.out_file_path, dump(results, file_format='pkl'))
+        print_log(f'Wrote the predictions to {self.out_file_path}.', logger='current')
+        return {}
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,8 +60,8 @@ def main() -> None:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise CommandError(f'--out {args.out}: the file must end in .pkl or .pickle')
         check_writable(os.path.dirname(args.out) or '.', '--out')
-        dump = dict(type='DumpResults', out_file_path=args.out)
-        cfg.test_evaluator = [*_as_list(cfg.test_evaluator), dump]
+        written = dict(type='DumpWholeResults', out_file_path=args.out)
+        cfg.test_evaluator = [*_as_list(cfg.test_evaluator), written]
     if args.show_dir is not None:
         check_writable(args.show_dir, '--show-dir')
         paint(cfg, args.show_dir)

@@ -71,7 +71,11 @@ def make_shapes(
     if (out / META).exists():
         os.replace(out / META, out / PARTIAL_META)
     _clear(out)
-    (out / PARTIAL_META).write_text(json.dumps(wanted, indent=2) + '\n', encoding='utf-8')
+    try:
+        (out / PARTIAL_META).write_text(json.dumps(wanted, indent=2) + '\n', encoding='utf-8')
+    except OSError:
+        (out / PARTIAL_META).unlink(missing_ok=True)  # half of it would not be known as ours
+        raise
     for split, count in (('train', train), ('val', val)):
         made = _drawn(layout.scenes(spec, seed, split, count))
         bar = track(made, f'{split} images', total=count, disable=not progress)

@@ -4,7 +4,6 @@ Every format draws its scenes from the same generator, so the images of ``coco``
 the same. How a config reads each is said at its writer.
 """
 
-import errno
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -29,13 +28,17 @@ from .shapes import (
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image: RGB ``(H, W, 3)`` or one channel ``(H, W)``, uint8."""
+def encode_image(path: Path, image: np.ndarray) -> bytes:
+    """The content of an image file: RGB ``(H, W, 3)`` or one channel ``(H, W)``, uint8."""
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    # OpenCV itself only returns false when the disk is full.
-    if not cv2.imwrite(str(path), image, JPEG if path.suffix == '.jpg' else ()):
-        raise OSError(errno.EIO, 'could not be written', str(path))
+    return cv2.imencode(path.suffix, image, JPEG if path.suffix == '.jpg' else ())[1].tobytes()
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, see :func:`encode_image`."""
+    # Not by OpenCV, which calls an empty PNG file a success when the disk is full.
+    path.write_bytes(encode_image(path, image))
 
 
 # COCO ----------------------------------------------------------------------------------------
