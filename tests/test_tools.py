@@ -1,9 +1,12 @@
 """The commands around training: count, time, look, publish; and what tools/test.py can write."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import pickle
+import resource
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +16,12 @@ import torch
 from mmengine.config import Config
 
 from mmbiformer.datasets import CLASSES, SEGMENTATION_CLASSES, ShapesSpec, make_shapes
+from mmbiformer.datasets.shapes_formats import write_image
 from mmbiformer.engine.checks import CommandError, build_model
 from mmbiformer.engine.complexity import count_macs
 from mmbiformer.engine.fake_data import fake_batch
 from mmbiformer.layers import BiLevelRoutingAttention
-from mmbiformer.safe_load import safe_load
+from mmbiformer.safe_load import CheckpointError, safe_load
 
 ROOT = Path(__file__).parent.parent
 # Multiply-adds of the authors' classifiers at 224x224, counted with fvcore on their code.
@@ -44,6 +48,17 @@ def tool(monkeypatch):
         module.main()
 
     return run
+
+
+@contextlib.contextmanager
+def small_disk(size):
+    """No file may grow beyond a size, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def toy_config(folder, base, more=''):
@@ -211,6 +226,72 @@ def test_publish_model(tool, tmp_path, capsys):
         tool('publish_model.py', raw, tmp_path / 'again.pth', '--ema')
 
 
+NORM = 'backbone.stages.0.0.norm1.weight'
+STATE = {NORM: torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'message'),
+    [
+        (dict(state_dict=STATE, meta=[]), 'its meta is a list instead of a dictionary'),
+        (dict(state_dict=STATE, meta=None), 'its meta is a NoneType instead'),
+        (dict(state_dict=[], model=STATE), 'was not written by this project'),
+        (dict(state_dict={NORM: 3}), r'x\.pth is damaged: weights are no tensors'),
+        (dict(state_dict=STATE, ema_state_dict=[]), '--ema: the averaged weights in .* are not'),
+        (dict(state_dict=STATE, ema_state_dict={3: 4}), '--ema: .* are not those of its model'),
+        (dict(state_dict=STATE, ema_state_dict=STATE), '--ema: .* are not those of its model'),
+        (
+            dict(state_dict=STATE, ema_state_dict={f'module.{NORM}': torch.ones(3)}),
+            '--ema: .* are not those of its model; leave out --ema',
+        ),
+    ],
+)
+def test_publish_refuses_odd_files(checkpoint, message, tool, tmp_path):
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    with pytest.raises((CheckpointError, CommandError), match=message):
+        options = ['--ema'] * ('ema_state_dict' in checkpoint)
+        tool('publish_model.py', tmp_path / 'x.pth', tmp_path / 'y.pth', *options)
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
+
+
+def test_full_disk(tool, tmp_path):
+    """One message; no half file under any name."""
+    source = tmp_path / 'source.pth'
+    torch.save(dict(meta={}, state_dict=dict(STATE, x=torch.ones(2**16))), source)
+    for name, args in (
+        ('convert_checkpoint.py', [source, tmp_path / 'out' / 'x.safetensors']),
+        ('convert_checkpoint.py', [source, tmp_path / 'out' / 'x.pth']),
+        ('publish_model.py', [source, tmp_path / 'out' / 'x.pth']),
+    ):
+        message = r'out/x\S+ cannot be written \(0 MB\): File too large. Make room'
+        with small_disk(100_000), pytest.raises(CheckpointError, match=message):
+            tool(name, *args)
+        assert not [*(tmp_path / 'out').iterdir()]
+
+
+@pytest.mark.parametrize('layout', ['coco', 'ade20k', 'imagenet'])
+def test_full_disk_of_shapes(layout, tool, tmp_path, capsys):
+    """Wherever it is full, the set can be made again."""
+    options = ['--format', layout, '--train', '2', '--val', '1', '--size', '64', '64']
+    options += ['--shape-size', '16', '40', '--out', tmp_path / 'set']
+    for size in (600, 40):
+        with small_disk(size), pytest.raises(CommandError, match='cannot be written: File too la'):
+            tool('make_shapes.py', *options)
+        assert not (tmp_path / 'set' / 'meta.json').exists()
+    tool('make_shapes.py', *options)
+    picture = tmp_path / 'preview.png'
+    with small_disk(1000), pytest.raises(CheckpointError, match=r'preview\.png cannot be written'):
+        tool('make_shapes.py', *options, '--preview', picture)
+    assert not [*tmp_path.glob('preview*')]
+
+
+def test_full_disk_of_images(tmp_path):
+    """OpenCV itself writes an empty PNG file, and calls that a success."""
+    for name in ('x.png', 'x.jpg'):
+        with small_disk(20), pytest.raises(OSError, match='File too large'):
+            write_image(tmp_path / name, torch.zeros(9, 9, 3, dtype=torch.uint8).numpy())
+
+
 def test_convert_of_nested_weights(tool, tmp_path, capsys):
     """Under `model`, where training scripts other than MMEngine's put them."""
     state = {'backbone.stages.0.0.norm1.weight': torch.ones(2), 'steps': 3}
@@ -218,6 +299,50 @@ def test_convert_of_nested_weights(tool, tmp_path, capsys):
     tool('convert_checkpoint.py', tmp_path / 'nested.pth', tmp_path / 'new' / 'x.pth')
     assert 'wrote 1 tensors' in capsys.readouterr().out
     assert [*safe_load(tmp_path / 'new' / 'x.pth')['state_dict']] == [*state][:1]
+
+
+@pytest.mark.parametrize('values', [{}, {'backbone.stages.0.0.norm2.weight': torch.ones(2)}])
+def test_command_refuses_names_without_tensors(values, tool, tmp_path):
+    """Nothing is left out of the backbone, and no file without weights is written."""
+    for name in (NORM, 'stages.0.0.mlp.0.weight'):
+        torch.save({'model': {**values, name: 'x'}}, tmp_path / 'source.pth')
+        with pytest.raises(CheckpointError, match=rf"no tensors, such as \['{name}'\]"):
+            tool('convert_checkpoint.py', tmp_path / 'source.pth', tmp_path / 'x.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['source.pth']
+
+
+def test_command_does_not_multiply_shared_memory(tool, tmp_path):
+    shared = torch.ones(2**19)
+    source = tmp_path / 'source.pth'
+    torch.save({NORM: torch.ones(2)} | {f'a{i}': shared.view(-1) for i in range(20)}, source)
+    with pytest.raises(CommandError, match=r'SRC has 2 MB, but 42 MB as safetensors.*\.pth'):
+        tool('convert_checkpoint.py', source, tmp_path / 'x.safetensors')
+    tool('convert_checkpoint.py', source, tmp_path / 'x.pth')
+    assert (tmp_path / 'x.pth').stat().st_size < 1.01 * source.stat().st_size
+    torch.save({NORM: torch.ones(2), 'a': shared, 'b': shared}, source)  # tied weights
+    tool('convert_checkpoint.py', source, tmp_path / 'x.safetensors')
+    assert torch.equal(safe_load(tmp_path / 'x.safetensors')['b'], shared)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'message'),
+    [
+        ('head.x', torch.ones(2, dtype=torch.complex128), "'head.x' is of torch.complex128"),
+        ('head.x', torch.ones(2).to(torch.float8_e4m3fn), None),
+        ('head.\ud800', torch.ones(2), 'safetensors cannot hold these weights: UnicodeEncodeErr'),
+    ],
+)
+def test_command_knows_what_safetensors_takes(name, value, message, tool, tmp_path):
+    torch.save({NORM: torch.ones(2), name: value}, tmp_path / 'source.pth')
+    args = 'convert_checkpoint.py', tmp_path / 'source.pth'
+    if message is None:
+        tool(*args, tmp_path / 'x.safetensors')
+        assert safe_load(tmp_path / 'x.safetensors')[name].dtype == value.dtype
+        return
+    with pytest.raises(CommandError, match=rf'{message}.*give DST a name in \.pth'):
+        tool(*args, tmp_path / 'x.safetensors')
+    assert not [*tmp_path.glob('x.*')]
+    tool(*args, tmp_path / 'x.pth')
 
 
 def test_fake_batch_needs_a_known_host():
@@ -308,8 +433,20 @@ def test_test_writes_what_is_asked(host, options, tmp_path):
     assert done.returncode == 0, done.stdout[-4000:]
     pictures = [p for p in (tmp_path / 'show').rglob('*') if p.suffix in ('.png', '.jpg')]
     assert len(pictures) == (2 if shows else 0)
+    assert 'DumpWholeResults' in done.stdout  # leaves no half a file, see below
     with (tmp_path / 'out.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 2
+
+
+def test_full_disk_of_predictions(tmp_path):
+    """No half a pickle."""
+    out = tmp_path / 'out' / 'x.pkl'
+    metric = runpy.run_path(str(ROOT / 'tools/test.py'))['DumpWholeResults'](str(out))
+    metric.process({}, [dict(map=torch.zeros(2**16))])
+    message = r'out/x\.pkl cannot be written \(0 MB\): File too large. Make room'
+    with small_disk(100_000), pytest.raises(CheckpointError, match=message):
+        metric.evaluate(1)
+    assert not [*out.parent.iterdir()]
 
 
 def test_pictures_of_augmented_classification(tool, tmp_path):

@@ -9,21 +9,18 @@ Examples:
 """
 
 import argparse
-import os
+import io
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from mmbiformer.checkpoint import (
-    convert_official_state_dict,
-    is_official,
-    load_whole_model,
-    register_safe_loader,
-)
+from mmbiformer.checkpoint import load_whole_model, register_safe_loader
+from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
-from mmbiformer.safe_load import safe_load
+
+SLACK = 2**24  # bytes that a file may grow beyond twice its size
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,15 +33,50 @@ def parse_args() -> argparse.Namespace:
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a file, under this project's names."""
-    checkpoint = safe_load(path)
-    if not isinstance(checkpoint, dict) or is_official(checkpoint):
-        return convert_official_state_dict(checkpoint)
     checkpoint = load_whole_model(str(path))  # weights under `model` it puts under `state_dict`
     state_dict = checkpoint.get('state_dict', checkpoint)
-    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise CommandError(f'{path} holds names of weights but no tensors; give another SRC')
-    return tensors
+    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+
+
+def as_safetensors(state_dict: dict[str, torch.Tensor], size: int, **metadata: str) -> bytes:
+    """The content of a safetensors file; ``size`` is that of the file that was read."""
+    for name, value in state_dict.items():
+        if not has_safetensors(value.dtype):
+            raise CommandError(
+                f'{name[:80]!r} is of {value.dtype}, which safetensors does not have; give DST a '
+                'name in .pth'
+            )
+    # It has no tensors that share memory: each is written out.
+    total = sum(value.nbytes for value in state_dict.values())
+    if total > 2 * size + SLACK:
+        raise CommandError(
+            f'SRC has {size / 1e6:.0f} MB, but {total / 1e6:.0f} MB as safetensors, where tensors '
+            'cannot share their memory; give DST a name in .pth'
+        )
+    tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
+    try:
+        return safetensors.torch.save(tensors, metadata)
+    except Exception as error:  # names that are no Unicode, for one
+        raise CommandError(
+            f'safetensors cannot hold these weights: {type(error).__name__}: {str(error)[:200]}; '
+            'give DST a name in .pth'
+        ) from error
+
+
+def has_safetensors(dtype: torch.dtype) -> bool:
+    """Whether safetensors writes and reads a dtype: it only says so by trying."""
+    try:
+        safetensors.torch.load(safetensors.torch.save(dict(x=torch.empty(1, dtype=dtype))))
+    except Exception:
+        return False
+    return True
+
+
+def as_pth(state_dict: dict[str, torch.Tensor], **meta: str) -> bytes:
+    """The content of a file of torch.save."""
+    file = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=state_dict), file)
+    return file.getvalue()
 
 
 def main() -> None:
@@ -56,17 +88,12 @@ def main() -> None:
     check_writable(str(args.dst.parent), 'DST')
     register_safe_loader()
     state_dict = load_weights(args.src)
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: what is interrupted leaves no half a file.
-    partial = args.dst.with_name(args.dst.name + '.partial')
     meta = dict(converted_from=args.src.name)
     if args.dst.suffix == '.safetensors':
-        # It refuses tensors that share memory, and such as are not contiguous.
-        tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
-        safetensors.torch.save_file(tensors, partial, metadata=dict(meta, format='pt'))
+        content = as_safetensors(state_dict, args.src.stat().st_size, **meta, format='pt')
     else:
-        torch.save(dict(meta=meta, state_dict=state_dict), partial)
-    os.replace(partial, args.dst)
+        content = as_pth(state_dict, **meta)
+    write_whole(args.dst, content)
     print(f'wrote {len(state_dict)} tensors to {args.dst}')
 
 

@@ -10,12 +10,13 @@ Example:
 
 import argparse
 import hashlib
-import os
+import io
 from pathlib import Path
 
 import torch
 
 from mmbiformer.checkpoint import load_whole_model, register_safe_loader
+from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.safe_load import safe_load
@@ -46,7 +47,7 @@ def main() -> None:
     register_safe_loader()
     load_whole_model(str(args.src))
     checkpoint = safe_load(args.src)
-    if 'state_dict' not in checkpoint:
+    if not isinstance(checkpoint.get('state_dict'), dict):
         raise CommandError(
             f"{args.src} was not written by this project; for one of the authors' files use "
             'tools/convert_checkpoint.py'
@@ -54,14 +55,19 @@ def main() -> None:
     state_dict = checkpoint['state_dict']
     if args.ema:
         state_dict = averaged(checkpoint, args.src)
-    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key in KEPT}
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: what is interrupted leaves no half a file.
-    partial = args.dst.with_name(args.dst.name + '.partial')
-    torch.save(dict(meta=meta, state_dict=state_dict), partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:8]
+    meta = checkpoint.get('meta', {})
+    if not isinstance(meta, dict):
+        raise CommandError(
+            f'{args.src}: its meta is a {type(meta).__name__} instead of a dictionary; give a '
+            'checkpoint as training writes them'
+        )
+    meta = {key: value for key, value in meta.items() if key in KEPT}
+    file = io.BytesIO()
+    torch.save(dict(meta=meta, state_dict=state_dict), file)
+    content = file.getvalue()
+    digest = hashlib.sha256(content).hexdigest()[:8]
     path = args.dst.with_name(f'{args.dst.stem}-{digest}.pth')
-    os.replace(partial, path)
+    write_whole(path, content)
     before, after = (file.stat().st_size / 2**20 for file in (args.src, path))
     print(f'wrote {path}: {len(state_dict)} tensors, {after:.1f} MiB of {before:.1f}')
 
@@ -71,10 +77,24 @@ def averaged(checkpoint: dict, path: Path) -> dict[str, torch.Tensor]:
     if 'ema_state_dict' not in checkpoint:
         raise CommandError(f'--ema: {path} has no averaged weights; it was trained without EMA')
     averages = checkpoint['ema_state_dict']
-    return {
+    found = {
         key.removeprefix('module.'): value
-        for key, value in averages.items()
-        if key.startswith('module.')
+        for key, value in (averages.items() if isinstance(averages, dict) else ())
+        if isinstance(key, str) and key.startswith('module.')
+    }
+    if shapes(found) != shapes(checkpoint['state_dict']):
+        raise CommandError(
+            f'--ema: the averaged weights in {path} are not those of its model; leave out --ema, '
+            'or give a checkpoint as training writes them'
+        )
+    return found
+
+
+def shapes(state_dict: dict) -> dict[str, tuple | None]:
+    """The shapes of tensors by name."""
+    return {
+        name: value.shape if isinstance(value, torch.Tensor) else None
+        for name, value in state_dict.items()
     }
 
 
