@@ -1,5 +1,6 @@
 """From what a run resumes, and what a resumed file may not do."""
 
+import copy
 import os
 from types import SimpleNamespace
 
@@ -14,15 +15,17 @@ from torch import nn
 from mmbiformer.checkpoint import check_fit
 from mmbiformer.engine.checkpoint_hook import (
     CheckpointHook,
+    check_resumable,
     find_whole_checkpoint,
     random_state,
     set_random_state,
 )
 from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import make_resumable
+from mmbiformer.engine.command_line import build_runner, make_resumable
+from mmbiformer.engine.faults import faults_explained
 from mmbiformer.safe_load import CheckpointError
 
-WHOLE = dict(meta={}, message_hub={}, optimizer={}, state_dict={})
+WHOLE = dict(meta=dict(epoch=1, iter=4), message_hub={}, optimizer={}, state_dict={})
 
 
 def write(path, checkpoint, age=0):
@@ -91,6 +94,7 @@ def test_only_the_best_of_this_run_is_removed(tmp_path):
         hook = CheckpointHook(**{'save_best': 'a', 'rule': 'greater', **kwargs})
         runner = SimpleNamespace(
             work_dir=str(tmp_path / 'run'),
+            _resume=False,
             logger=SimpleNamespace(info=print),
             message_hub=SimpleNamespace(runtime_info={key: path, 'keep_ckpt_ids': '../other'}),
             train_loop=None,
@@ -155,6 +159,131 @@ def test_a_resumed_file_removes_nothing_of_others(tmp_path):
     )
     assert 'evil.pth does not fit the config: backbone.stages.0.0.mlp.fc1.weight is (32, 32)' in out
     assert 'Traceback' not in out
+
+
+def train(path, work, resume=None, **settings):
+    """A training in this process."""
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({'train_cfg.max_epochs': 1, **settings})
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    cfg.work_dir = cfg.experiment_name = str(work)
+    cfg.launcher = 'none'
+    if resume:
+        make_resumable(cfg, str(resume))
+    runner = build_runner(cfg)
+    with faults_explained(cfg):
+        runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def epoch(tmp_path_factory):
+    """A config, one epoch of it, and the checkpoint that MMEngine's own hook wrote then."""
+    folder = tmp_path_factory.mktemp('epoch')
+    path = write_config(folder)
+    runner = train(path, folder / 'work')
+    checkpoint = last(folder / 'work')
+    assert 'random_state' not in checkpoint
+    return path, runner, checkpoint
+
+
+def test_finished_run_says_so(epoch, tmp_path):
+    """Also: a file of MMEngine's own hook resumes, with other values of the same settings."""
+    path, _, checkpoint = epoch
+    checkpoint = copy.deepcopy(checkpoint)
+    score = torch.tensor(0.5)  # as some metrics give it
+    checkpoint['message_hub']['runtime_info'].update(best_score=score)
+    source = write(tmp_path / 'epoch_1.pth', checkpoint)
+    logs = {}
+    for epochs in (1, 2):
+        work = tmp_path / str(epochs)
+        options = {'train_cfg.max_epochs': epochs, 'optim_wrapper.optimizer.lr': 1e-2}
+        train(path, work, source, **options)
+        logs[epochs] = next(work.glob('*/*.log')).read_text()
+    assert 'at epoch 1 of 1: nothing is left to train; raise train_cfg.max_epochs' in logs[1]
+    assert 'nothing is left' not in logs[2]
+    end = last(tmp_path / '2')
+    assert (end['meta']['epoch'], end['meta']['iter']) == (2, 8)
+
+
+RANDOM = dict(sampler_seed=0, ranks=[random_state()])
+DAMAGES = {
+    'message_hub of another kind': lambda c: c['message_hub'].update(log_scalars=[1]),
+    'message_hub without parts': lambda c: c['message_hub'].clear(),
+    'message_hub without names': lambda c: c['message_hub'].update(runtime_info={3: 4}),
+    'message_hub that contradicts itself': lambda c: c['message_hub']['resumed_keys'].update(
+        {'train/lr': False}
+    ),
+    'message_hub with an odd score': lambda c: c['message_hub']['runtime_info'].update(
+        best_score='x'
+    ),
+    'optimizer that is empty': lambda c: c['optimizer'].clear(),
+    'optimizer of other groups': lambda c: c['optimizer']['param_groups'].append(
+        dict(c['optimizer']['param_groups'][0], params=[])
+    ),
+    'optimizer without a rate': lambda c: c['optimizer']['param_groups'][0].update(lr='x'),
+    'optimizer of odd settings': lambda c: c['optimizer'].update(base_param_settings=[]),
+    'optimizer of odd states': lambda c: c['optimizer']['state'].update({0: [1]}),
+    'param_schedulers of another kind': lambda c: c.update(param_schedulers=3),
+    'param_schedulers of another number': lambda c: c.update(param_schedulers=[]),
+    'param_schedulers of odd state': lambda c: c['param_schedulers'][0].update(base_values=['x']),
+    'param_schedulers with more': lambda c: c['param_schedulers'][0].update(more=1),
+    'random_state of another kind': lambda c: c.update(random_state=[]),
+    'random_state of nobody': lambda c: c.update(random_state=dict(RANDOM, ranks=3)),
+    'random_state of an odd seed': lambda c: c.update(random_state=dict(RANDOM, sampler_seed='x')),
+    'random_state of lists': lambda c: c.update(
+        random_state=dict(RANDOM, ranks=[dict(random_state(), torch=[1])])
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_damaged_state_is_one_message(name, epoch):
+    _, runner, checkpoint = epoch
+    runner._resume, runner._load_from = True, 'epoch_1.pth'
+    runner.optim_wrapper.base_param_settings = None  # what another damage left
+    resume(runner, copy.deepcopy(checkpoint))
+    checkpoint = copy.deepcopy(checkpoint)
+    DAMAGES[name](checkpoint)
+    with pytest.raises(CheckpointError, match=rf'epoch_1\.pth .*its {name.split()[0]} '):
+        resume(runner, checkpoint)
+
+
+def resume(runner, checkpoint):
+    hook = CheckpointHook()
+    hook.after_load_checkpoint(runner, checkpoint)
+    hook.before_train(runner)
+
+
+SETTINGS = {
+    'another optimizer': {'optim_wrapper.optimizer': dict(type='SGD', lr=0.1, _delete_=True)},
+    'other groups of optimizer': {'optim_wrapper.paramwise_cfg': dict(bias_lr_mult=2.0)},
+    'more param_schedulers': {'param_scheduler': [dict(type='ConstantLR')] * 2},
+    'other param_schedulers': {'param_scheduler': [dict(type='MultiStepLR', milestones=[3])]},
+}
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_other_settings_than_those_it_was_trained_with(name, epoch, tmp_path):
+    path, _, checkpoint = epoch
+    source = write(tmp_path / 'epoch_1.pth', checkpoint)
+    more = {'train_cfg.max_epochs': 2, **SETTINGS[name]}
+    with pytest.raises(CommandError) as info:
+        train(path, tmp_path / 'work', source, **more)
+    message = str(info.value)
+    part = name.split()[-1]
+    assert f'{source} cannot be resumed from: its {part} does not fit this run' in message
+    assert 'Resume with the settings it was trained with' in message
+    assert f'--cfg-options load_from={source} in another --work-dir' in message
+    assert not [*(tmp_path / 'work').glob('*.pth')]
+
+
+@pytest.mark.parametrize('name', ['epoch', 'iter'])
+def test_counters_are_required(name):
+    for value in (None, 2**40):
+        meta = dict(WHOLE['meta'], **{name: value})
+        with pytest.raises(CheckpointError, match=rf'it lacks a number as meta\.{name}\. To'):
+            check_resumable('x.pth', dict(WHOLE, meta=meta))
 
 
 def test_random_state_of_strangers():

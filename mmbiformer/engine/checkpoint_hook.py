@@ -2,10 +2,11 @@
 
 import contextlib
 import itertools
+import operator
 import os
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
@@ -107,6 +110,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.file_backend = AtomicBackend()
             self.backend_args = dict(backend='AtomicBackend')
         loop = runner.train_loop
+        if runner._resume:
+            _warn_if_finished(runner)
         if self._resumed is not None:
             self._restore(runner, self._resumed)
         if isinstance(loop, IterBasedTrainLoop) and _can_skip(loop.dataloader):
@@ -133,9 +138,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             checkpoint['random_state'] = dict(ranks=self._states, sampler_seed=seed)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the random state until training begins, if the run resumes."""
+        """If the run resumes: check what MMEngine will restore, keep the random state for later."""
         if runner._resume:
             check_fit(runner.model, checkpoint, runner._load_from, missing_too=False)
+            _check_state(runner, checkpoint)
             self._resumed = checkpoint.get('random_state')
 
     def _forget_foreign_best(self, info: dict[str, Any]) -> None:
@@ -166,13 +172,14 @@ class CheckpointHook(MMEngineCheckpointHook):
         sampler = _sampler(runner.train_loop.dataloader)
         try:
             if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
-                sampler.seed = saved['sampler_seed']
+                sampler.seed = operator.index(saved['sampler_seed'])
             ranks = len(saved['ranks'])
             if ranks == runner.world_size:
                 set_random_state(saved['ranks'][get_rank()])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # it may hold anything
             raise CheckpointError(
-                f'{runner._load_from} is damaged, its random_state cannot be restored: {error}'
+                f'{runner._load_from} is damaged, its random_state cannot be restored: '
+                f'{_reason(error)}'
             ) from error
         if ranks != runner.world_size:
             runner.logger.warning(
@@ -269,11 +276,112 @@ def _missing(checkpoint: Any) -> list[str]:
         # Lists of lists would be written out in messages, which can take forever.
         meta = checkpoint['meta']
         for name in ('epoch', 'iter'):
-            if type(meta.get(name, 0)) is not int or meta.get(name, 0) < 0:
+            if type(meta.get(name)) is not int or not 0 <= meta[name] < 2**31:
                 missing.append(f'a number as meta.{name}')
         if meta.get('seed') is not None and type(meta['seed']) is not int:
             missing.append('a number as meta.seed')
     return missing
+
+
+def _check_state(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Raise CheckpointError unless MMEngine can restore the state of a run from a loaded file.
+
+    It would end in the middle, or restore part of it without a word, where the file is damaged, or
+    of a run with another optimizer or schedule.
+    """
+    checks: list[tuple[str, Any, Callable]] = [('message_hub', runner.message_hub, _check_hub)]
+    if isinstance(runner, Runner):  # a FlexibleRunner leaves these to its strategy
+        checks.append(('optimizer', runner.optim_wrapper, _check_optimizer))
+        checks.append(('param_schedulers', runner.param_schedulers, _check_schedulers))
+    path = runner._load_from
+    for name, own, check in checks:
+        if own is None or (name not in checkpoint and name != 'message_hub'):
+            continue  # MMEngine goes on without
+        try:
+            check(own, checkpoint.get(name))
+        except Exception as error:  # it may hold anything
+            raise CheckpointError(
+                f'{path} cannot be resumed from: its {name} does not fit this run '
+                f'({_reason(error)}). Resume with the settings it was trained with, or start from '
+                f'its weights with --cfg-options load_from={path} in another --work-dir'
+            ) from error
+
+
+def _check_hub(own: MessageHub, saved: Any) -> None:
+    scalars, info, resumed = (saved[key] for key in ('log_scalars', 'runtime_info', 'resumed_keys'))
+    for part in (scalars, info, resumed):
+        if not isinstance(part, dict) or not all(type(name) is str for name in part):
+            raise TypeError('values without names')
+    for name, buffer in scalars.items():
+        if isinstance(buffer, HistoryBuffer):  # others are left out
+            buffer.current()  # an empty one has none
+        if resumed.get(name, True) is not True:  # MMEngine would stop when it next logs this
+            raise ValueError('a value that it holds and that is not to be resumed')
+    for name, value in info.items():
+        if name.startswith('best_score') and not _alike(0.0, value):
+            raise TypeError('a best_score that is no number')
+
+
+def _check_optimizer(own: OptimWrapper | OptimWrapperDict, saved: Any) -> None:
+    wrappers = [*own.values()] if isinstance(own, OptimWrapperDict) else [own]
+    defaults = [dict(wrapper.optimizer.defaults) for wrapper in wrappers]  # torch adds one below
+    own.load_state_dict(saved)  # MMEngine will do so again
+    for wrapper, settings in zip(wrappers, defaults, strict=True):
+        optimizer, base = wrapper.optimizer, wrapper.base_param_settings
+        # What this torch knows and an older one did not, it has just filled in.
+        if not all(_alike(settings, group) for group in optimizer.param_groups):
+            raise ValueError(f'it is not of {type(optimizer).__name__}')
+        if not all(isinstance(state, dict) for state in optimizer.state.values()):
+            raise TypeError('the state of a parameter is no dictionary')
+        if base is not None and not _alike(dict(lr=0.0), base):
+            raise TypeError('its base_param_settings have no learning rate')
+
+
+def _check_schedulers(own: list | dict[str, list], saved: Any) -> None:
+    if isinstance(own, dict):
+        states: Any = {name: [x.state_dict() for x in items] for name, items in own.items()}
+    else:
+        states = [x.state_dict() for x in own]
+    # MMEngine takes as many as there are, and whatever is in them.
+    if not (_alike(states, saved) and _alike(saved, states)):
+        raise ValueError('schedulers of another number or kind')
+
+
+def _alike(own: Any, saved: Any) -> bool:
+    """Whether a saved value is built like one of this run, and has at least its keys."""
+    if type(own) is dict:
+        return (
+            isinstance(saved, dict)
+            and own.keys() <= saved.keys()
+            and all(_alike(value, saved[key]) for key, value in own.items())
+        )
+    if isinstance(own, (list, tuple)):
+        return (
+            isinstance(saved, (list, tuple))
+            and len(own) == len(saved)
+            and all(map(_alike, own, saved))
+        )
+    if own is None or isinstance(own, (int, float)):
+        if isinstance(saved, torch.Tensor):
+            return saved.numel() == 1
+        return saved is None or isinstance(saved, (int, float, np.number))
+    return type(saved) is type(own)
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {str(error)[:200]}'
+
+
+def _warn_if_finished(runner: Runner) -> None:
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        unit, done, end = 'iter', runner.iter, runner.max_iters
+    else:
+        unit, done, end = 'epoch', runner.epoch, runner.max_epochs
+    if done >= end:
+        runner.logger.warning(
+            f'The checkpoint is at {unit} {done} of {end}: nothing is left to train; raise '
+            f'train_cfg.max_{unit}s to go on.'
+        )
 
 
 def random_state() -> dict[str, Any]:
