@@ -70,6 +70,7 @@ def test_average_is_kept_at_the_side(tmp_path):
     for folder in ('whole', 'parts'):
         checkpoint = safe_load(tmp_path / folder / 'epoch_2.pth')
         assert checkpoint['state_dict']['weight'].item() == -6
+        assert checkpoint['ema_at_side'] is True
         assert checkpoint['ema_state_dict']['module.weight'].item() == pytest.approx(average)
         assert checkpoint['ema_state_dict']['module.count'].item() == pytest.approx(-average)
 

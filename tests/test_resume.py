@@ -278,6 +278,17 @@ def test_other_settings_than_those_it_was_trained_with(name, epoch, tmp_path):
     assert not [*(tmp_path / 'work').glob('*.pth')]
 
 
+def test_average_of_another_kind(epoch, tmp_path):
+    """What hooks of others stumble over while they resume."""
+    path, _, checkpoint = epoch
+    source = write(tmp_path / 'epoch_1.pth', dict(checkpoint, ema_state_dict=3))
+    hooks = [dict(type='EMAHook', begin_iter=1)]
+    with pytest.raises(CommandError) as info:
+        train(path, tmp_path / 'work', source, custom_hooks=hooks)
+    assert str(info.value).startswith(f'{source} cannot be resumed from: ')
+    assert 'another --work-dir' in str(info.value)
+
+
 @pytest.mark.parametrize('name', ['epoch', 'iter'])
 def test_counters_are_required(name):
     for value in (None, 2**40):

@@ -206,6 +206,7 @@ def test_publish_model(tool, tmp_path, capsys):
         meta=dict(epoch=2, cfg='…', hook_msgs={}, experiment_name='mine', time='now'),
         state_dict=state,
         ema_state_dict=averaged,
+        ema_at_side=True,
         optimizer=dict(state=state),
     )
     source = tmp_path / 'epoch_2.pth'
@@ -228,6 +229,7 @@ def test_publish_model(tool, tmp_path, capsys):
 
 NORM = 'backbone.stages.0.0.norm1.weight'
 STATE = {NORM: torch.ones(2)}
+SIDE = dict(state_dict=STATE, ema_at_side=True)
 
 
 @pytest.mark.parametrize(
@@ -237,11 +239,12 @@ STATE = {NORM: torch.ones(2)}
         (dict(state_dict=STATE, meta=None), 'its meta is a NoneType instead'),
         (dict(state_dict=[], model=STATE), 'was not written by this project'),
         (dict(state_dict={NORM: 3}), r'x\.pth is damaged: weights are no tensors'),
-        (dict(state_dict=STATE, ema_state_dict=[]), '--ema: the averaged weights in .* are not'),
-        (dict(state_dict=STATE, ema_state_dict={3: 4}), '--ema: .* are not those of its model'),
-        (dict(state_dict=STATE, ema_state_dict=STATE), '--ema: .* are not those of its model'),
+        (dict(state_dict=STATE, ema_state_dict={}), '--ema: .* leave out --ema'),
+        (dict(SIDE, ema_state_dict=[]), '--ema: the averaged weights in .* are not'),
+        (dict(SIDE, ema_state_dict={3: 4}), '--ema: .* are not those of its model'),
+        (dict(SIDE, ema_state_dict=STATE), '--ema: .* are not those of its model'),
         (
-            dict(state_dict=STATE, ema_state_dict={f'module.{NORM}': torch.ones(3)}),
+            dict(SIDE, ema_state_dict={f'module.{NORM}': torch.ones(3)}),
             '--ema: .* are not those of its model; leave out --ema',
         ),
     ],

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 
 from mmbiformer.checkpoint import load_whole_model, register_safe_loader
-from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_whole
 
 SLACK = 2**24  # bytes that a file may grow beyond twice its size
 

@@ -17,9 +17,9 @@ from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
 from mmbiformer.datasets.shapes import preview
 from mmbiformer.datasets.shapes_folder import format_summary, summarise
 from mmbiformer.datasets.shapes_formats import encode_image
-from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_writable
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_whole
 
 PREVIEW_SCENES = 12
 

@@ -15,7 +15,6 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
-from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_data, check_file, check_writable
 from mmbiformer.engine.command_line import (
     add_common_options,
@@ -24,6 +23,7 @@ from mmbiformer.engine.command_line import (
     run_command,
 )
 from mmbiformer.engine.faults import faults_explained
+from mmbiformer.engine.files import write_whole
 
 
 @METRICS.register_module(force=True)

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import operator
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,41 +24,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from ..checkpoint import check_fit
 from ..registry import HOOKS
 from ..safe_load import CheckpointError, safe_load
-
-
-class CheckpointWriteError(CheckpointError):
-    """A file could not be written; the message says which, why and what to do."""
-
-
-def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
-    """Write a file whole or not at all: under another name first.
-
-    Args:
-        path: Where to. Folders that are missing are made.
-        content: All of it, so that only the disk can fail.
-        advice: What to tell the user where it cannot be written.
-
-    Raises:
-        CheckpointWriteError: If it cannot be written. Nothing is left of it then.
-    """
-    path = Path(path)
-    partial_path = path.with_name(f'{path.name}.partial')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_path, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # before the rename: a power cut must not swap them
-        os.replace(partial_path, path)
-    except BaseException as error:  # an interrupt too
-        with contextlib.suppress(OSError):
-            partial_path.unlink()
-        if not isinstance(error, OSError):
-            raise
-        raise CheckpointWriteError(
-            f'{path} cannot be written ({len(content) / 1e6:.0f} MB): {error.strerror or error}. '
-            + (advice or 'Make room, or choose another place')
-        ) from error
+from .files import write_whole
 
 
 @register_backend('AtomicBackend')

@@ -18,4 +18,5 @@ class SideEMAHook(EMAHook):
         """Leave the raw weights in the model while it is evaluated."""
 
     def _swap_ema_state_dict(self, checkpoint: dict) -> None:
-        """Leave the raw weights in the ``state_dict`` of a checkpoint."""
+        """Leave the raw weights in the ``state_dict`` of a checkpoint, and say so in it."""
+        checkpoint['ema_at_side'] = True

@@ -68,8 +68,14 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
-    if type(error).__name__ == 'CheckpointWriteError':
-        return text
+    if 'resume' in {
+        code.co_name for code in codes if code.co_filename.endswith('runner/runner.py')
+    }:
+        return (
+            f'{cfg.get("load_from")} cannot be resumed from: {type(error).__name__}: {last_line}. '
+            'Resume with the settings it was trained with, or start from its weights with '
+            '--cfg-options load_from=FILE in another --work-dir'
+        )
     if match := re.match(r'DataLoader worker \(pid.*', text):
         return (
             f'a worker of the data loader died: {match[0]}. If it was killed, memory ran out: '

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from mmbiformer.checkpoint import load_whole_model, register_safe_loader
-from mmbiformer.engine.checkpoint_hook import write_whole
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_whole
 from mmbiformer.safe_load import safe_load
 
 KEPT = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
@@ -76,6 +76,11 @@ def averaged(checkpoint: dict, path: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a checkpoint under the names of the model."""
     if 'ema_state_dict' not in checkpoint:
         raise CommandError(f'--ema: {path} has no averaged weights; it was trained without EMA')
+    if not checkpoint.get('ema_at_side'):
+        raise CommandError(
+            f"--ema: MMEngine's EMAHook has written the averaged weights in {path} as the weights "
+            'themselves; leave out --ema'
+        )
     averages = checkpoint['ema_state_dict']
     found = {
         key.removeprefix('module.'): value
