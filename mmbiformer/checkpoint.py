@@ -70,6 +70,9 @@ OFFICIAL_KEY = re.compile(
 )
 MAP_NORM_KEY = re.compile(r'^norm\d\.')
 STEM_KEY = 'downsample_layers.0.0.weight'
+# What the LePE convolves shows in no name or shape: those of STL and STL-nchw are the same. So the
+# backbone's version says it, which torch notes in state dicts; 1, its default, says nothing.
+LEPE_VERSIONS = dict(input=2, value=3)
 
 
 def is_official(checkpoint: Any) -> bool:
@@ -121,6 +124,9 @@ def convert_official_state_dict(state_dict: Mapping[str, Any]) -> 'OrderedDict[s
             if value.shape[2:] == (1, 1):
                 value = value.flatten(1)
             converted['backbone.' + name] = value
+    if not in_pairs:
+        source = 'value' if any('.attn.qkv_linear.' in key for key in state_dict) else 'input'
+        converted._metadata = OrderedDict(backbone=dict(version=LEPE_VERSIONS[source]))
     return converted
 
 
@@ -143,7 +149,7 @@ def adapt_backbone_state(
         module: The backbone.
         state_dict: What is about to be loaded; changed in place.
         prefix: The backbone's name in the model, with a dot; '' if loaded by itself.
-        local_metadata: Not needed.
+        local_metadata: The version of the backbone, if the checkpoint has it.
         strict: Whether all weights are wanted. MMEngine says so here, whatever its caller wants.
         *args: The rest of the hook's arguments, not needed.
 
@@ -152,6 +158,7 @@ def adapt_backbone_state(
     """
     own = module.state_dict()
     if prefix == '' and not own.keys() & state_dict.keys():
+        local_metadata = getattr(state_dict, '_metadata', {}).get('backbone', {})
         for key in [key for key in state_dict if key.startswith('backbone.')]:
             state_dict[key.removeprefix('backbone.')] = state_dict.pop(key)
     given = {
@@ -182,6 +189,13 @@ def adapt_backbone_state(
             'the checkpoint is of another arch: its (blocks, channels) a stage are '
             f'{there} and its first convolution is {stems[0]}; the model has {here} and '
             f'{stems[-1]}. Choose the matching arch or file.'
+        )
+    sources = {version: source for source, version in LEPE_VERSIONS.items()}
+    there, here = sources.get(local_metadata.get('version')), sources.get(module._version)
+    if there and here and there != here:
+        raise CheckpointError(
+            f"the checkpoint is of an arch with lepe_source='{there}', the model has '{here}' "
+            "(stl_nchw has 'value', the other archs 'input'). Choose the matching arch or file."
         )
     unused = [f'{prefix}{name}' for name in given if MAP_NORM_KEY.match(name) and name not in own]
     if unused and any(MAP_NORM_KEY.match(name) for name in own):

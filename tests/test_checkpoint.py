@@ -17,6 +17,8 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
+from torch import nn
 
 from mmbiformer.checkpoint import (
     convert_official_state_dict,
@@ -26,6 +28,7 @@ from mmbiformer.checkpoint import (
 from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.models import BiFormer
+from mmbiformer.models.biformer import ARCHS
 from mmbiformer.registry import MODELS
 from mmbiformer.safe_load import CheckpointError
 
@@ -256,6 +259,38 @@ def test_wrong_arch_is_refused(released):
     net = BiFormer('small', init_cfg=dict(type='Pretrained', checkpoint=str(released)))
     with pytest.raises(ValueError, match=r'of another arch.*\(2, 64\).*the model has.*\(4, 64\)'):
         net.init_weights()
+
+
+@pytest.mark.parametrize('kind', ['released', 'converted', 'ours'])
+@pytest.mark.parametrize(('arch', 'other'), [('stl', 'stl_nchw'), ('stl_nchw', 'stl')])
+def test_stl_and_stl_nchw_are_told_apart(arch, other, kind, tmp_path):
+    """Though names and shapes are the same: by the authors' names, then by the version."""
+
+    def model(arch, **kwargs):
+        arch = dict(ARCHS[arch], depths=(1, 1, 1, 1))
+        return nn.ModuleDict(dict(backbone=BiFormer(arch, final_norm=True, **kwargs)))
+
+    if kind == 'ours':
+        state_dict = weights_to_cpu(get_state_dict(model(arch)))  # as MMEngine saves it
+    else:
+        shapes = Golden(CLASSIFIERS[arch]).shapes().items()
+        state_dict = {
+            name: torch.zeros(shape)
+            for name, shape in shapes
+            if 'blocks' not in name or '.blocks.0.' in name
+        }
+    if kind == 'converted':
+        state_dict = convert_official_state_dict(state_dict)
+    path = str(tmp_path / 'model.pth')
+    torch.save(dict(state_dict=state_dict), path)
+    init_cfg = dict(type='Pretrained', checkpoint=path)
+    right = model(arch, init_cfg=init_cfg)
+    load_checkpoint(right, path)
+    right.backbone.init_weights()
+    wrong = model(other, init_cfg=init_cfg)
+    for load in (lambda: load_checkpoint(wrong, path), wrong.backbone.init_weights):
+        with pytest.raises(CheckpointError, match=r"has '(value|input)' .* Choose the matching"):
+            load()
 
 
 def test_other_model_is_refused(tmp_path):

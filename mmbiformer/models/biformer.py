@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoint import LEPE_VERSIONS
 from ..layers import MLP, BiLevelRoutingAttention, FullAttention
 from ..layers.bra import to_grid
 from ..registry import MODELS
@@ -144,6 +145,9 @@ class BiFormer(HierarchicalBackbone):
             with_cp,
             init_cfg,
         )
+        for module in self.modules():
+            if isinstance(module, FullAttention):
+                self._version = LEPE_VERSIONS[module.lepe_source]
         self.min_size = _min_size(
             arch, to_grid(region_grid), padding or arch['padding'], len(self.stages)
         )
