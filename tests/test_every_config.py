@@ -62,7 +62,6 @@ NAMES = sorted(path.stem for path in ROOT.glob('configs/*.py'))
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     """A folder whose data/ is laid out, and its classes named, as the recipes expect."""
-    pytest.importorskip('mmpretrain')
     from mmdet.datasets import CocoDataset
 
     folder = tmp_path_factory.mktemp('every_config')

@@ -116,6 +116,21 @@ def test_timm_takes_backbones_and_nothing_else(tmp_path):
         create()
 
 
+@pytest.mark.parametrize('part', ['whole', 'backbone'])
+def test_timm_tells_stl_and_stl_nchw_apart(part, tmp_path):
+    """By the mark in our state dicts: names and shapes are the same."""
+    own = timm.create_model('biformer_stl')
+    path = str(tmp_path / 'stl.pth')
+    torch.save((own if part == 'whole' else own.backbone).state_dict(), path)
+    create = partial(
+        timm.create_model, pretrained=True, pretrained_cfg_overlay=dict(file=path), num_classes=7
+    )
+    create('biformer_stl')
+    for options in ({}, dict(features_only=True)):
+        with pytest.raises(ValueError, match="lepe_source='input', the model has 'value'"):
+            create('biformer_stl_nchw', **options)
+
+
 # mmpretrain
 
 

@@ -1,5 +1,6 @@
 """Importing this makes ``timm.create_model('biformer_small')`` work, with ``features_only`` too."""
 
+from collections import OrderedDict
 from typing import Any
 
 from mmengine.runner import CheckpointLoader, load_state_dict
@@ -108,7 +109,8 @@ def _create(
     if pretrained:
         path = (pretrained_cfg_overlay or {}).get('file') or RELEASED[arch]
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state_dict = dict(checkpoint.get('state_dict', checkpoint))
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        versions = getattr(state_dict, '_metadata', {})
         state_dict = {name.removeprefix('module.'): state_dict[name] for name in state_dict}
         if not any(name.startswith('backbone.') for name in state_dict):  # a backbone alone
             state_dict = {
@@ -124,6 +126,8 @@ def _create(
                 name not in own or own[name].shape != state_dict[name].shape
             ):
                 del state_dict[name]
+        state_dict = OrderedDict(state_dict)
+        state_dict._metadata = {'backbone': versions.get('backbone') or versions.get('', {})}
         load_state_dict(model, state_dict, strict=False)
     return model
 
