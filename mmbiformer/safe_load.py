@@ -28,7 +28,11 @@ import torch
 
 MAX_EXPANDED = 2**26  # bytes of a tensor that is larger than its storage
 MAX_ALL_EXPANDED = 2**28  # bytes that all tensors of a file are larger than their storages
-MAX_ODD_KEYS = 2**11  # numbers and the like in keys: what they cost grows with the square of this
+MAX_ODD_KEYS = 6000  # numbers and the like in keys: what they cost grows with the square of this
+MAX_NAME = 256  # characters of the dotted name of a class or a function
+# What is made of a pickle may take BASE + FACTOR * its size bytes. Counted is what a few bytes of a
+# file can make a lot of; the rest is at most 22 times as large as in the file (text of two bytes).
+BASE, FACTOR = 2**26, 16
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -60,7 +64,7 @@ def _require(condition: Any, what: str) -> None:
 
 
 def _name(value: Any) -> str:
-    # Never format an object of the file: the repr of a crafted one takes forever.
+    # Never format an object of the file: the repr of a crafted one takes forever. A name is short.
     return value.name if type(value) is Placeholder else ''
 
 
@@ -133,34 +137,35 @@ def _is_plain_key(key: Any) -> bool:
     tuples and sets (``-1`` and ``-2`` are alike). A dictionary compares each with all before it.
     """
     if type(key) is tuple:
-        return all(type(item) is str for item in key)
-    if type(key) is int:
-        return abs(key) < 2**32
-    # Not of a class derived from these: numpy's text, for one, is no text to Unpickler.spend.
-    plain = (str, bytes, bool, type(None), Placeholder, torch.Tensor, torch.nn.Parameter)
-    return type(key) in plain
+        return all(type(item) is str and item for item in key)
+    if type(key) in (str, bytes):
+        return len(key) > 0  # the empty text has the hash 0
+    # Not of a class derived from these: numpy's text, for one, is no text to Unpickler.key.
+    return type(key) in (Placeholder, torch.Tensor, torch.nn.Parameter)
 
 
-# Those that make keys get Unpickler.key first, which checks one.
+# Those that make keys get Unpickler.fill first, which checks each.
 
 
-def _collection(kind: type) -> Callable:
-    def build(check: Callable, items: Any = ()) -> Any:
-        _require(type(items) in (list, tuple, set, frozenset), f'bad content of a {kind.__name__}')
-        return kind(check(item) for item in items)
-
-    return build
+def _set(fill: Callable, items: Any = ()) -> set:
+    _require(type(items) in (list, tuple, set, frozenset), 'bad content of a set')
+    return fill(set(), items)
 
 
-def _ordered_dict(check: Callable, pairs: Any = ()) -> OrderedDict:
-    _require(type(pairs) in (list, tuple), 'bad content of an OrderedDict')
-    return OrderedDict((check(key), value) for key, value in pairs)
+def _frozenset(fill: Callable, items: Any = ()) -> frozenset:
+    return frozenset(_set(fill, items))
 
 
-def _counter(check: Callable, counts: Any = None) -> Counter:  # milestones of a MultiStep scheduler
+def _ordered_dict(fill: Callable, pairs: Any = ()) -> OrderedDict:
+    known = type(pairs) in (list, tuple) and all(type(pair) in (list, tuple) for pair in pairs)
+    _require(known, 'bad content of an OrderedDict')
+    return fill(OrderedDict(), pairs)
+
+
+def _counter(fill: Callable, counts: Any = None) -> Counter:  # milestones of a MultiStep scheduler
     counts = {} if counts is None else counts
     _require(type(counts) is dict, 'bad content of a Counter')
-    return Counter({check(key): count for key, count in counts.items()})
+    return fill(Counter(), counts.items())
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -185,7 +190,8 @@ def _size(items: Any = ()) -> torch.Size:
 
 
 def _device(kind: Any, index: Any = None) -> torch.device:
-    _require(type(kind) is str and type(index) in (int, type(None)), 'a bad torch.device')
+    known = type(kind) is str and len(kind) < 64 and type(index) in (int, type(None))
+    _require(known, 'a bad torch.device')
     return torch.device(kind) if index is None else torch.device(kind, index)
 
 
@@ -225,7 +231,7 @@ def _np_reconstruct(kind: Any, shape: Any, code: Any) -> Any:
 
 
 def _np_frombuffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
-    if not _is_array(shape, dtype, raw):
+    if not _is_array(shape, dtype, raw) or not (axes is None or _is_shape(axes)):
         return Placeholder('numpy.ndarray')
     array = np.ndarray(shape, dtype, bytes(raw), order='F' if order == 'F' else 'C').copy('K')
     return array if axes is None else array.transpose(axes)
@@ -241,7 +247,7 @@ def _history_buffer() -> Any:
 
 def _getattr(owner: Any, name: Any, *default: Any) -> Any:
     """Names a method, as protocol 2 does. Nothing is looked up in an object."""
-    known = _name(owner) and type(name) is str and len(owner.name) + len(name) < 300
+    known = _name(owner) and type(name) is str and len(owner.name) + len(name) < MAX_NAME
     # What is found may be called in turn: its name must not be one that _CALLS knows.
     return _find(f'{owner.name}.{name}') if known else Placeholder('builtins.getattr()')
 
@@ -270,8 +276,8 @@ _TENSORS: dict = {
 _WITH_KEYS: dict = {
     'collections.OrderedDict': _ordered_dict,
     'collections.Counter': _counter,
-    'builtins.set': _collection(set),
-    'builtins.frozenset': _collection(frozenset),
+    'builtins.set': _set,
+    'builtins.frozenset': _frozenset,
 }
 _CALLS: dict = {
     **_TENSORS,
@@ -307,7 +313,6 @@ _STORAGES = {
     'ComplexFloatStorage': torch.complex64,
     'ComplexDoubleStorage': torch.complex128,
 }
-_SIZED = (str, bytes, bytearray, list, tuple, set, frozenset, dict)
 # Only these opcodes are taken from pickle: they make plain data, or move it about.
 _PLAIN_OPCODES = (
     'PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE '
@@ -316,6 +321,13 @@ _PLAIN_OPCODES = (
     'UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 GLOBAL STACK_GLOBAL '
     'TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 LIST EMPTY_LIST EMPTY_DICT EMPTY_SET'
 )
+# What is made by one byte, in bytes; what is made from a mark has been paid there.
+_COSTS = {
+    **dict.fromkeys(('MARK', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'EMPTY_DICT'), 64),
+    **dict.fromkeys(('EMPTY_SET', 'FROZENSET'), 256),
+}
+_KEY_COST = 128  # of an entry of a dictionary or a set
+_CALL_COST = 384  # of the largest small object: a HistoryBuffer, a tensor without its dimensions
 
 
 class _Bounded:
@@ -328,6 +340,14 @@ class _Bounded:
     def read(self, count: int) -> bytes:
         _require(count <= self.size - self.file.tell(), 'the data ends early (truncated file?)')
         return self.file.read(count)
+
+
+def _paid(load: Callable, cost: int) -> Callable:
+    def spend_and_load(unpickler: '_Unpickler') -> None:
+        unpickler.spend(cost)
+        load(unpickler)
+
+    return spend_and_load
 
 
 class _Unpickler(pickle._Unpickler):
@@ -349,11 +369,13 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(_Bounded(file, size), encoding='utf-8')
         self.storage = storage
         self.size = size
-        self.budget = 2**20 + 16 * size
+        self.budget = BASE + FACTOR * size
         self.expanded = 0
         self.odd_keys = 0
 
     def load(self) -> Any:
+        """Reads one pickle; all that are read by this object have one budget."""
+        self.memo: list = []  # smaller than the dictionary of pickle
         try:
             return super().load()
         except CheckpointError:
@@ -365,23 +387,57 @@ class _Unpickler(pickle._Unpickler):
             ) from error
 
     def find_class(self, module: str, name: str) -> Any:
-        self.spend(module, name)
+        length = len(module) + len(name)
+        _require(length < MAX_NAME, f'a class or function with a name of {length} characters')
         name = f'{module}.{name}'
         for old, new in (('__builtin__.', 'builtins.'), ('numpy.core.', 'numpy._core.')):
             if name.startswith(old):
                 name = new + name[len(old) :]
-        return _find(name)
+        return self.made(_find(name))
 
-    def spend(self, *values: Any) -> None:
-        # One string of a small file, copied by a million calls, would fill the memory.
-        self.budget -= sum(len(value) for value in values if type(value) in _SIZED)
-        _require(self.budget > 0, 'its pickle copies the same data again and again')
+    def spend(self, size: int) -> None:
+        self.budget -= size
+        _require(
+            self.budget > 0,
+            'its pickle would take far more memory or time than a file of its size needs, as the '
+            'same data again and again does. Where you trust it, read it with torch.load and save '
+            'only the state_dict',
+        )
 
-    def key(self, key: Any) -> Any:
-        """Refuses keys that take forever or, being a recursion in C, crash the process."""
+    def made(self, result: Any) -> Any:
+        """Pays for what a call or a name in the file gave."""
+        size = _CALL_COST + sys.getsizeof(result)  # all are of classes that this module chose
+        if isinstance(result, torch.Tensor):
+            size += 16 * result.dim()
+        elif type(result) is Placeholder:
+            size += sys.getsizeof(result.name)
+        self.spend(size)
+        return result
+
+    def fill(self, target: Any, items: Any) -> Any:
+        """Puts items into a set, or pairs into a dictionary; a placeholder takes none."""
+        if type(target) is Placeholder:
+            return target
+        if type(target) is set:
+            for item in items:
+                self.check(item, len(target))
+                target.add(item)
+        else:
+            for key, value in items:
+                self.check(key, len(target))
+                target[key] = value
+        return target
+
+    def check(self, key: Any, count: int) -> None:
+        """Refuses keys that take forever or, being a recursion in C, crash the process.
+
+        Args:
+            key (Any): Key of a dictionary or member of a set.
+            count (int): How many that holds by now.
+        """
         todo = [key]
-        for count, item in enumerate(todo):
-            _require(count < 100, 'a dictionary key or set member that is nested too deeply')
+        for index, item in enumerate(todo):
+            _require(index < 100, 'a dictionary key or set member that is nested too deeply')
             if isinstance(item, (tuple, frozenset)):
                 todo.extend(item)
             elif isinstance(item, int):  # no hash of an int is kept: a long one costs every time
@@ -390,16 +446,20 @@ class _Unpickler(pickle._Unpickler):
                     f'an integer of {item.bit_length()} bits in a dictionary key or set member; '
                     'at most 63 are read there. Save such numbers as values or as text',
                 )
-        self.spend(*todo)  # they are compared
-        if not _is_plain_key(key):
+        self.spend(_KEY_COST + sum(map(sys.getsizeof, todo)))  # they are compared
+        if _is_plain_key(key):
+            return
+        # There are always at least 1.5 places for each that is there, and an integer that is below
+        # their number has its own. Parameters, in an optimizer, are counted like that.
+        if not (type(key) is int and 0 <= key < max(1.5 * count, 1024)):
             self.odd_keys += len(todo)
             _require(
                 self.odd_keys <= MAX_ODD_KEYS,
                 f'more than {MAX_ODD_KEYS} numbers and other parts of dictionary keys and set '
-                'members that are neither text nor integers below 2**32; such keys can be made to '
-                'take forever. Use text or small integers as keys and save it again',
+                'members that are neither text nor counted up from 0; such keys can be made to '
+                'take forever. Use text as keys and save it again',
             )
-        return key
+        self.spend(2 * self.odd_keys)  # may be compared with all of them
 
     def expand(self, tensor: torch.Tensor) -> None:
         larger = tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes()
@@ -414,12 +474,12 @@ class _Unpickler(pickle._Unpickler):
         _require(type(function) is Placeholder, f'a call of a {type(function).__name__}')
         known = _CALLS.get(function.name)
         if known is None or kwargs:
-            return Placeholder(function.name if known is None else f'{function.name}()')
+            name = function.name if known is None else f'{function.name}()'
+            return self.made(Placeholder(name))
         _require(type(args) is tuple, f'a call of {function.name} without arguments')
-        self.spend(*args)
         if function.name in _WITH_KEYS:
-            return known(self.key, *args)
-        result = known(*args)
+            args = self.fill, *args
+        result = self.made(known(*args))
         if type(result) is torch.Tensor:  # a parameter has been counted as a tensor
             self.expand(result)
         return result
@@ -443,43 +503,50 @@ class _Unpickler(pickle._Unpickler):
 
     def target(self, *kinds: type) -> Any:
         found = self.stack[-1]
-        if type(found) in kinds:
-            return found
-        _require(type(found) is Placeholder, f'items for a {type(found).__name__}')
-        return kinds[0]()  # takes what the placeholder does not
+        _require(type(found) in (*kinds, Placeholder), f'items for a {type(found).__name__}')
+        return found
 
     def put(self, index: int) -> None:
-        # The memo is a dictionary too. A pickler counts up from 0.
         _require(0 <= index <= self.size, 'a memo entry of a number that no pickler gives')
+        missing = index + 1 - len(self.memo)  # a pickler counts up, but may leave some out
+        self.memo.extend([None] * missing)
         self.memo[index] = self.stack[-1]
+
+    def load_memoize(self) -> None:
+        self.memo.append(self.stack[-1])
 
     def load_put(self) -> None:
         self.put(int(self.readline()[:-1]))
 
+    def load_binput(self) -> None:
+        self.put(self.read(1)[0])
+
     def load_long_binput(self) -> None:
         self.put(int.from_bytes(self.read(4), 'little'))
 
+    def extend(self, items: list) -> None:
+        target = self.target(list)
+        if type(target) is list:
+            target.extend(items)
+
     def load_append(self) -> None:
-        item = self.stack.pop()
-        self.target(list).append(item)
+        self.extend([self.stack.pop()])
 
     def load_appends(self) -> None:
-        items = self.pop_mark()
-        self.target(list).extend(items)
+        self.extend(self.pop_mark())
 
     def load_additems(self) -> None:
         items = self.pop_mark()
-        self.target(set).update(self.key(item) for item in items)
+        self.fill(self.target(set), items)
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.target(dict, OrderedDict)[self.key(key)] = value
+        self.fill(self.target(dict, OrderedDict), [(key, value)])
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
         target = self.target(dict, OrderedDict)
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[self.key(key)] = value
+        self.fill(target, zip(items[::2], items[1::2], strict=True))
 
     def load_dict(self) -> None:
         self.metastack[-1].append({})  # below the mark
@@ -487,16 +554,16 @@ class _Unpickler(pickle._Unpickler):
 
     def load_frozenset(self) -> None:
         items = self.pop_mark()
-        self.append(frozenset(self.key(item) for item in items))
+        self.append(_frozenset(self.fill, items))
 
     def load_bytearray8(self) -> None:
         (size,) = struct.unpack('<Q', self.read(8))
         self.append(bytearray(self.read(size)))
 
     def replace(self, old: Any, new: Any) -> None:
-        self.stack[-1] = new
-        self.spend(self.memo)  # is gone through: again and again, it would take forever
-        self.memo.update({key: new for key, value in self.memo.items() if value is old})
+        self.stack[-1] = self.made(new)
+        self.spend(8 * len(self.memo))  # again and again, going through it would take forever
+        self.memo = [new if value is old else value for value in self.memo]
 
     def load_build(self) -> None:
         """Sets the state of the few kinds of objects that have one, and nothing else in them."""
@@ -505,16 +572,19 @@ class _Unpickler(pickle._Unpickler):
         if type(target) is OrderedDict:
             metadata = state.get('_metadata') if type(state) is dict else None
             if type(metadata) in (dict, OrderedDict):
-                self.spend(metadata)
+                self.spend(_CALL_COST * (1 + len(metadata)))
                 target._metadata = _versions(metadata)
         elif type(target) is np.ndarray:
+            # Of a tensor, unpacking would make as many as its first dimension.
+            _require(type(state) is tuple, 'a bad state of an array')
             _, shape, dtype, fortran, raw = state
             if _is_array(shape, dtype, raw):
-                self.spend(raw)
+                self.spend(_CALL_COST + len(raw))
                 target.__setstate__((1, shape, dtype, fortran is True, bytes(raw)))
             else:
                 self.replace(target, Placeholder('numpy.ndarray'))
         elif isinstance(target, np.dtype):
+            _require(type(state) is tuple, 'a bad state of a numpy.dtype')
             _, order, *fields = state
             if any(field is not None for field in fields[:3]):
                 self.replace(target, Placeholder('numpy.dtype'))
@@ -537,7 +607,7 @@ class _Unpickler(pickle._Unpickler):
         pid = self.stack.pop()
         _require(type(pid) is tuple and len(pid) > 1 and type(pid[0]) is str, 'a bad persistent id')
         if pid[0] == 'module':  # the class of a pickled module, with its source
-            self.append(Placeholder(_name(pid[1]) or 'torch.nn.Module'))
+            self.append(self.made(Placeholder(_name(pid[1]) or 'torch.nn.Module')))
             return
         # A sixth item, a view, belongs to files older than torch 0.4.
         known = pid[0] == 'storage' and (len(pid) == 5 or (len(pid) == 6 and pid[5] is None))
@@ -548,11 +618,14 @@ class _Unpickler(pickle._Unpickler):
         for text in (key, location):
             _require(type(text) is str and len(text) < 256, 'a bad persistent id')
         _require(_is_shape((numel,)), 'a storage of a bad size')
-        self.append(self.storage(key, numel * dtype.itemsize, location).view(dtype))
+        data = self.made(self.storage(key, numel * dtype.itemsize, location))
+        self.append(self.made(data.view(dtype)))
 
     for _opcode in [name for name in vars() if name.startswith('load_')]:
         dispatch[getattr(pickle, _opcode[5:].upper())[0]] = vars()[_opcode]
     dispatch[pickle.NEWOBJ[0]] = load_reduce  # has the same stack, and the same rules
+    for _opcode, _cost in _COSTS.items():
+        dispatch[getattr(pickle, _opcode)[0]] = _paid(dispatch[getattr(pickle, _opcode)[0]], _cost)
 
 
 # ---- The two file formats.
@@ -606,8 +679,8 @@ def _load_zip(file: BinaryIO, size: int, map_location: Any) -> Any:
         roots = [name[:-8] for name in infos if name.endswith('/data.pkl') and name.count('/') == 1]
         _require(
             roots,
-            f'a zip archive, but no checkpoint: it holds {sorted(infos)[:3]} and no data.pkl. '
-            'If it was packed for download, unpack it first',
+            f'a zip archive, but no checkpoint: it holds {[n[:50] for n in sorted(infos)[:3]]} '
+            'and no data.pkl. If it was packed for download, unpack it first',
         )
         root = roots[0]
         _require(
@@ -651,15 +724,16 @@ def _load_zip(file: BinaryIO, size: int, map_location: Any) -> Any:
 
 
 def _load_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
-    magic = _Unpickler(file, size).load()
+    unpickler = _Unpickler(file, size)
+    magic = unpickler.load()
     _require(
         type(magic) is int and magic == _LEGACY_MAGIC,
         f'a plain pickle (of a {type(magic).__name__}), not a file of torch.save. Load it where '
         'you trust it and write it with torch.save',
     )
-    version = _Unpickler(file, size).load()
+    version = unpickler.load()
     _require(type(version) is int and version == 1001, 'its legacy format is not of version 1001')
-    _Unpickler(file, size).load()  # the sizes of C types: nothing depends on them
+    unpickler.load()  # the sizes of C types: nothing depends on them
     _require(sys.byteorder == 'little', 'legacy files are not supported on big-endian machines')
     storages: dict = {}
     left = size - file.tell()
@@ -673,8 +747,9 @@ def _load_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
         _require(len(storages[key]) == nbytes, f'storage {key!r} has two sizes')
         return storages[key]
 
-    result = _Unpickler(file, size, storage).load()
-    keys = _Unpickler(file, size).load()
+    unpickler.storage = storage
+    result = unpickler.load()
+    keys = unpickler.load()
     _require(
         type(keys) is list and len(keys) == len(storages) and all(type(k) is str for k in keys),
         'the list of its storages is damaged',
@@ -766,9 +841,11 @@ def safe_load(file: str | os.PathLike | BinaryIO, map_location: Any = 'cpu') -> 
     name = getattr(file, 'name', 'checkpoint')
     try:
         return _load(file, map_location)
-    except CheckpointError as error:
-        raise CheckpointError(f'cannot read {name}: {str(error)[:1000]}') from error.__cause__
     except Exception as error:
-        raise CheckpointError(
-            f'cannot read {name}: {type(error).__name__}: {str(error)[:1000]} (a damaged file?)'
-        ) from error
+        # Here alone a message leaves: what is shown of a file is short, and controls no terminal.
+        # No cause, which would be shown too.
+        text = str(error)[:1000]
+        if not isinstance(error, CheckpointError):
+            text = f'{type(error).__name__}: {text} (a damaged file?)'
+        text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        raise CheckpointError(f'cannot read {name}: {text}') from None

@@ -4,13 +4,17 @@ Random damage to every format, and files that are small but ask for hours or for
 """
 
 import contextlib
+import copy
 import io
 import itertools
+import random
 import resource
 import struct
 import subprocess
 import sys
 import time
+import traceback
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -20,10 +24,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from test_checkpoint import official
 from test_safe_load import archive, call, in_dict, raw_tensor, saved, storage, text
 
+from mmbiformer import safe_load as module
 from mmbiformer.checkpoint import load_from_local, register_safe_loader
 from mmbiformer.models import BiFormer
 from mmbiformer.safe_load import CheckpointError, safe_load
@@ -130,10 +136,11 @@ def decimal(value):
     return b'G' + struct.pack('>d', value)
 
 
-MANY = 2**12
-SIGNS = [*itertools.islice(itertools.product([number(-1), number(-2)], repeat=12), MANY)]
+MANY = 2**13
+SIGNS = [*itertools.product([number(-1), number(-2)], repeat=13)]
 ALIKE = {
     'integers': [number(i * 2**32) for i in range(1, MANY)],
+    'small integers': [number(i * 2**17) for i in range(1, MANY)],
     'decimals': [decimal(i * 2.0**61) for i in range(MANY)],
     'complex numbers': [
         call('builtins', 'complex', decimal(-1000003.0 * i), decimal(i)) for i in range(MANY)
@@ -163,7 +170,7 @@ HOLDERS = {
 def test_keys_with_the_same_hash(keys, holder):
     """Each is compared with all before it: a file of a few MB would take hours."""
     content = HOLDERS[holder](ALIKE[keys])
-    with pytest.raises(CheckpointError, match=r'more than 2048 numbers .* Use text'):
+    with pytest.raises(CheckpointError, match=r'more than 6000 numbers .* Use text'):
         safe_load(archive(in_dict(x=content)))
     safe_load(archive(in_dict(x=HOLDERS[holder](ALIKE[keys][:40]))))
 
@@ -172,7 +179,7 @@ def test_copies_of_keys_with_the_same_hash():
     """Also where they are not in the file again."""
     content = HOLDERS['dict'](ALIKE['integers'][:1000]) + b'q\x000'
     copies = b'(' + call('collections', 'Counter', b'h\x00') * 600 + b't'
-    with pytest.raises(CheckpointError, match='more than 2048 numbers'):
+    with pytest.raises(CheckpointError, match='more than 6000 numbers'):
         safe_load(archive(in_dict(x=content + copies)))
 
 
@@ -198,8 +205,10 @@ def test_memo_entries_with_the_same_hash():
 
 def test_usual_keys():
     content = dict(
-        optimizer={i: i for i in range(20000)},
-        ids={i * 1000003 for i in range(3000)},  # of images, say
+        optimizer={i: i for i in range(100000)},
+        frozen={i: i for i in range(2000, 3000)},  # parameters that have no state before
+        gaps={i: i for i in range(20000) if i % 4},
+        ids={i * 1000003 for i in range(2000)},  # of images, say
         names={f'name {i}': i for i in range(5000)},
         pairs={('text', str(i)): i for i in range(3000)},
         numbers={i / 8: i for i in range(500)},
@@ -208,6 +217,230 @@ def test_usual_keys():
     )
     for protocol in (2, 4):
         assert safe_load(saved(content, protocol=protocol)) == content
+
+
+def test_a_key_after_many_with_its_hash():
+    """It is compared with all of them, every time: 2 bytes for 0.1 ms."""
+    keys = ALIKE['complex numbers'][1:5000]
+    content = b'}(' + b''.join(key + b'N' for key in keys) + b'u(' + b'K\x00N' * 2**18 + b'u'
+    began = time.process_time()
+    with pytest.raises(CheckpointError, match='more memory or time'):
+        safe_load(archive(in_dict(x=content)))
+    assert time.process_time() - began < 10
+
+
+def global_(name, index):
+    """Names a class or function, and keeps it in the memo."""
+    module_name, _, name = name.rpartition('.')
+    return f'c{module_name}\n{name}\n'.encode() + b'q' + bytes([index]) + b'0'
+
+
+def tensor(dims=1, grad=b'\x89'):
+    """The function that rebuilds tensors, and its arguments, in the memo."""
+    ones = b'(' + b'K\x01' * dims + b't'
+    return global_('torch._utils._rebuild_tensor_v2', 1) + (
+        b'(' + storage() + b'K\x00' + ones + ones + grad + b'Ntq\x020'
+    )
+
+
+NAMES = b''.join(text(str(i)) for i in range(1000))
+ARRAY = b'(cnumpy\nndarray\nK\x00\x85' + text('b') + b'tq\x020'
+DOUBLE = call('numpy', 'dtype', text('f8'))
+HUNGRY = {  # what is made again and again, and what is in the memo before
+    'sets': (b'\x8f', b''),
+    'lists': (b']', b''),
+    'dicts': (b'}', b''),
+    'frozensets': (b'(\x91', b''),
+    'tuples': (b'N\x85', b''),
+    'marks': (b'(N', b''),
+    'dicts of one': (b'}h\x01Ns', text('ab') + b'q\x010'),
+    'sets of one': (b'\x8f(h\x01\x90', text('ab') + b'q\x010'),
+    'sets of numbers': (b'\x8f(' + b''.join(b'K' + bytes([i]) for i in range(160)) + b'\x90', b''),
+    'memo': (b'N\x85\x94', b''),
+    'names': (b'h\x01h\x01\x93', text('\U0001f600' * 100) + b'q\x010'),
+    'methods': (
+        b'h\x01h\x02h\x03\x86R',
+        global_('builtins.getattr', 1) + global_('a.b', 2) + text('\U0001f600' * 240) + b'q\x030',
+    ),
+    'placeholders': (b'h\x01)R', global_('os.system', 1)),
+    'OrderedDicts': (b'h\x01)R', global_('collections.OrderedDict', 1)),
+    'histories': (b'h\x01)R', global_('mmengine.logging.history_buffer.HistoryBuffer', 1)),
+    'copies of sets': (
+        b'h\x01h\x02\x85R', global_('builtins.set', 1) + b'(' + NAMES + b'tq\x020'
+    ),
+    'copies of counters': (
+        b'h\x01h\x02\x85R',
+        global_('collections.Counter', 1) + b'}(' + NAMES + b'uq\x020',
+    ),
+    'copies of text': (
+        b'h\x01h\x02R',
+        global_('_codecs.encode', 1) + text('x' * 5000) + text('latin1') + b'\x86q\x020',
+    ),
+    'versions': (
+        b'h\x01)Rh\x02b',
+        global_('collections.OrderedDict', 1) + b'}' + text('_metadata') + b'}'
+        + b''.join(text(str(i)) + b'}' + text('version') + b'K\x01ss' for i in range(200))
+        + b'sq\x020',
+    ),
+    'arrays': (
+        b'h\x01h\x02Rh\x03b',
+        global_('numpy._core.multiarray._reconstruct', 1) + ARRAY
+        + b'(K\x01K\x64\x85' + DOUBLE + b'\x89B' + struct.pack('<I', 800) + bytes(800) + b'tq\x030',
+    ),
+    'storages': (b'h\x01Q', storage()[:-1] + b'q\x010'),
+    'tensors': (b'h\x01h\x02R', tensor(grad=b'\x88')),
+    'tensors of many dimensions': (b'h\x01h\x02R', tensor(64)),
+    'parameters': (
+        b'h\x03h\x04\x88\x86R',
+        tensor() + global_('torch._utils._rebuild_parameter', 3) + b'h\x01h\x02Rq\x040',
+    ),
+}  # fmt: skip
+MEASURE = """
+import resource, sys, time
+from mmbiformer.safe_load import CheckpointError, safe_load
+import mmengine.logging
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    try:
+        safe_load(path)
+    except CheckpointError as error:
+        assert 'far more memory or time than' in str(error), error
+        said = 'refused'
+    else:
+        said = 'read'
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(said, (after - before) * 1024, time.process_time() - began)
+"""
+
+
+@pytest.mark.parametrize('kind', HUNGRY)
+def test_small_files_that_ask_for_much(kind, monkeypatch):
+    """Each kind of object is paid for. Memory that Python knows of is measured."""
+    unit, before = HUNGRY[kind]
+    monkeypatch.setattr(module, 'BASE', 0)
+    content = in_dict(x=before + b'(' + unit * (2**16 // len(unit)) + b't')
+    file = archive(content, {'data/0': bytes(16)})
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(CheckpointError):
+            safe_load(file)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * len(content) + 2**18
+    if kind != 'marks':  # a little less than what is paid for
+        with pytest.raises(CheckpointError, match='far more memory or time than'):
+            safe_load(file.seek(0) or file)
+
+
+def test_memory_of_the_process(tmp_path):
+    """As the system sees it, with what torch and numpy allocate: 100 MB and 40 times the file."""
+    paths = [tmp_path / str(index) for index in range(3)]
+    for path, kind in zip(paths, ('copies of sets', 'tensors', 'sets'), strict=True):
+        unit, before = HUNGRY[kind]
+        content = in_dict(x=before + b'(' + unit * (2**20 // len(unit)) + b't')
+        path.write_bytes(archive(content, {'data/0': bytes(16)}).getvalue())
+    command = [sys.executable, '-W', 'ignore', '-c', MEASURE, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for line in done.stdout.split('\n')[:3]:
+        said, memory, seconds = line.split()
+        assert said == 'refused' and int(memory) < 100e6 + 40 * 2**20 and float(seconds) < 20
+
+
+def test_pickles_of_a_legacy_file_have_one_budget(monkeypatch):
+    monkeypatch.setattr(module, 'BASE', 0)
+    head = saved(None, False).getvalue()
+    head = head[: head.index(b'\x80\x02N.')]
+    content = b'\x80\x02(' + b'\x8f' * 1000 + b't.'
+    padding = bytes(25000)  # 16 times the file is enough for one, but not for two
+    with pytest.raises(CheckpointError, match='list of its storages'):
+        safe_load(io.BytesIO(head + content + b'\x80\x02N.' + padding))
+    with pytest.raises(CheckpointError, match='far more memory or time than'):
+        safe_load(io.BytesIO(head + content + content + padding))
+
+
+def test_tensors_are_not_gone_through():
+    """Going through one makes a tensor of each of its 2**24 numbers."""
+    expanded = raw_tensor(size=b'J' + struct.pack('<I', 2**24) + b'\x85', stride=b'K\x00\x85')
+    reconstruct = call(
+        'numpy._core.multiarray', '_reconstruct', b'cnumpy\nndarray\n', b'K\x00\x85', text('b')
+    )
+    for content, message in [
+        (call('collections', 'OrderedDict', b']' + expanded + b'a'), 'content of an OrderedDict'),
+        (reconstruct + expanded + b'b', 'bad state of an array'),
+        (DOUBLE + expanded + b'b', 'bad state of a numpy.dtype'),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            safe_load(archive(in_dict(x=content), {'data/0': bytes(16)}))
+
+
+def usual_checkpoint():
+    """More than most: many small parameters, each with its group and a copy, and their history."""
+    net = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2)) for _ in range(1000)])
+    optimizer = torch.optim.AdamW([dict(params=[p], lr=i / 8) for i, p in enumerate(net)])
+    sum(p.sum() for p in net).backward()
+    optimizer.step()
+    losses = {f'train/loss_{i}': HistoryBuffer(np.ones(1000), np.ones(1000)) for i in range(100)}
+    return dict(
+        state_dict=net.state_dict(),
+        ema_state_dict=copy.deepcopy(net.state_dict()),
+        optimizer=optimizer.state_dict(),
+        message_hub=dict(log_scalars=losses, runtime_info=dict(iter=1), resumed_keys={}),
+        meta=dict(palette=[(i % 256, 2, 3) for i in range(1000)], random=random.getstate()),
+        boxes=[dict(id=i, bbox=[1.5 * i, 2.5, 3.5, 4.5], area=9.0) for i in range(3000)],
+    )
+
+
+@pytest.mark.parametrize('zip_format', [True, False])
+def test_usual_files_ask_for_little(zip_format, monkeypatch):
+    """A third of the budget that any file has is enough."""
+    monkeypatch.setattr(module, 'BASE', module.BASE // 3)
+    monkeypatch.setattr(module, 'FACTOR', module.FACTOR // 3)
+    content = usual_checkpoint()
+    found = safe_load(saved(content, zip_format))
+    assert str(found['optimizer']) == str(content['optimizer'])
+    assert found['boxes'] == content['boxes'] and found['meta'] == content['meta']
+    assert found['ema_state_dict'].keys() == content['ema_state_dict'].keys()
+    assert safe_load(saved(3, zip_format)) == 3
+
+
+@pytest.mark.parametrize('content', [
+    b'(' + text('storage') + text('ctorch') + text('\x1b[31m\r\n') * 3 + b'tQ',
+    b'(' + text('module') + text('a') + text('\x1b[2J\n') + b'\x93tQR',
+    text('a') + text('\x1b[2J\n' * 2**20) + b'\x93',
+    call('torch._tensor', '_rebuild_from_type_v2', text('a') + text('\x1b\n\u202e\x93') + b'\x93',
+         b'N', b')', b'N'),
+    raw_tensor(content=storage(key='\x1b\n')),
+    raw_tensor(content=storage(location='\x1b\n')),
+    call('torch', 'device', text('\x1b\n')),
+    call('torch', 'device', text('x' * 2**20)),
+    b'I' + b'9' * 5000 + b'\n',
+    b'L' + b'9' * 5000 + b'L\n',
+    b'p' + b'9' * 5000 + b'\n',
+    b'}\x8b' + struct.pack('<I', 5000) + b'\x7f' * 5000 + b'Ns',
+    raw_tensor(size=b'\x8b' + struct.pack('<I', 5000) + b'\x7f' * 5000 + b'\x85'),
+    raw_tensor(content=storage()[:-1] + b'0\x8b' + struct.pack('<I', 5000) + b'\x7f' * 5000 + b'Q'),
+])  # fmt: skip
+def test_messages_are_short_and_control_nothing(content):
+    """Nor does the traceback show what they come from."""
+    for file in (in_dict(x=content), b'\x80\x02' + text('a') + text('\x1b[2J\n') + b'\x93.'):
+        with pytest.raises(CheckpointError) as info:
+            safe_load(archive(file, {'data/0': bytes(16)}), map_location=None)
+        message = str(info.value)
+        assert message.isprintable() and len(message) < 1200
+        assert '\x1b' not in ''.join(traceback.format_exception(info.value))
+
+
+def test_names_are_short():
+    name = '\x1b\n' * 100
+    found = safe_load(archive(in_dict(x=text('a') + text(name) + b'\x93')))['x']
+    assert found.name == 'a.' + name and repr(found).isprintable()
+    with pytest.raises(
+        CheckpointError, match='a class or function with a name of 10001 characters'
+    ):
+        safe_load(archive(in_dict(x=text('a') + text('b' * 10000) + b'\x93')))
 
 
 def test_many_expanded_tensors():

@@ -70,7 +70,8 @@ def archive(data, records=None, compression=zipfile.ZIP_STORED, root='archive'):
 
 
 def text(value):
-    return b'X' + struct.pack('<I', len(value)) + value.encode()
+    value = value.encode()
+    return b'X' + struct.pack('<I', len(value)) + value
 
 
 def call(module_name, name, *args):
