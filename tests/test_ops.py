@@ -98,6 +98,32 @@ def test_backend_equals_reference(case, backend):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('everywhere', [True, False])
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+@torch.no_grad()
+def test_inference_equals_reference(case, everywhere, monkeypatch):
+    """Where gradients are not asked for, small logits take another way."""
+    if everywhere:
+        monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
+        monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24)
+    calls, plain = [], sdpa._attend_plainly
+    monkeypatch.setattr(sdpa, '_attend_plainly', lambda *args: calls.append(1) or plain(*args))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        calls.clear()
+        *maps, routes = case.tensors(dtype)
+        exact = routed_attention(
+            *(x.double() for x in maps), routes, **case.options(), backend='reference'
+        )
+        found = routed_attention(*maps, routes, **case.options(), backend='sdpa')
+        if dtype == torch.float64:
+            torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+        elif case.batch:
+            own = routed_attention(*maps, routes, **case.options(), backend='reference')
+            assert error(found, exact) <= 2 * error(own, exact)
+        if everywhere and case.batch and case.value_dim is None:
+            assert bool(calls) == (dtype != torch.bfloat16)
+
+
 @pytest.mark.parametrize('strips', [1, 3])
 @pytest.mark.parametrize(
     'name', ['large regions, one route', 'ragged, one route', 'hub, ragged', 'one image']

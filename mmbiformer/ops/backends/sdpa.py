@@ -28,6 +28,9 @@ Size = tuple[int, int]
 # Gathered keys and values held at a time: small enough for the attention to find them in the
 # processor's cache.
 PIECE_BYTES = 2**21
+# The same for logits, and how many queries each matrix product needs to be worth its call.
+LOGITS_BYTES = 2**21
+MIN_QUERIES = 16
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -90,8 +93,49 @@ def _attend_under_mask(
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
+    if _in_inference(query) and _are_few(q[:1], k):
+        out = query.new_empty(*query.shape[:3], value.shape[3])
+        for i, image in enumerate(out.split(1)):
+            one = slice(i, i + 1)
+            part = _attend_plainly(q[one], k[one], v[one], mask[one, None], scale)
+            image.copy_(part.transpose(1, 2).reshape(image.shape))
+        return out
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2).reshape(*query.shape[:3], value.shape[3])
+
+
+def _in_inference(x: Tensor) -> bool:
+    """Whether :func:`_attend_plainly` can run: nothing but numbers is asked for, on CPU."""
+    return (
+        x.device.type == 'cpu'
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled('cpu')
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def _are_few(q: Tensor, k: Tensor) -> bool:
+    """Whether the logits of queries and keys (N, heads, T, dim) stay in the processor's cache."""
+    logits = q.shape[:3].numel() * k.shape[2]
+    exact = q.dtype in (torch.float32, torch.float64)  # sums in half precision would not be
+    return exact and q.shape[2] >= MIN_QUERIES and logits * q.element_size() <= LOGITS_BYTES
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention by one call a step, (N, heads, T, dim).
+
+    For logits that stay in the cache it takes about 3/4 of the time of PyTorch's fused kernel, and
+    2/3 under a mask.
+    """
+    shape = *q.shape[:3], k.shape[2]
+    logits = q.new_empty(q.shape[0] * q.shape[1], *shape[2:])
+    bias = logits if mask is None else mask.expand(shape).flatten(0, 1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    torch.baddbmm(bias, q, k.mT, beta=int(mask is not None), alpha=scale, out=logits)
+    torch.softmax(logits, -1, out=logits)
+    return torch.bmm(logits, v).unflatten(0, shape[:2])
 
 
 def _attend_gathered(
@@ -151,11 +195,15 @@ class _GatheredInPieces(torch.autograd.Function):
         out_strips, kept = _strips(out, region_size), []
         for strips, regions in _pieces(q, k, v, rows):
             operands = _operands(q[strips], k, v, rows[regions], num_heads)
-            part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                *operands, attn_mask=None if mask is None else mask[regions], scale=scale
-            )
+            part_mask = None if mask is None else mask[regions]
+            if not keep and _in_inference(query) and _are_few(*operands[:2]):
+                part = _attend_plainly(*operands, part_mask, scale)
+            else:
+                part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    *operands, attn_mask=part_mask, scale=scale
+                )
+                kept += (part, lse) if keep else ()
             _put(out_strips[strips], part)
-            kept += (part, lse) if keep else ()
         ctx.save_for_backward(query, key, value, routes, *kept)
         return out
 
