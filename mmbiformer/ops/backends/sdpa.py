@@ -86,9 +86,9 @@ def _attend_under_mask(
     """All tokens attend to all, in image order, with :func:`_never` where there is no route."""
     rows, cols = num_regions(key.shape[1:3], key_region_size)
     # How often a region is listed; the logarithm turns 0 into -inf and counts repetitions.
-    regions = torch.arange(rows * cols, device=routes.device)
-    listed = (routes[..., None] == regions).sum(2).to(query.dtype).log()  # (B, Rq, Rk)
-    listed = listed.clamp_min(_never(query.dtype))
+    listed = query.new_zeros(*routes.shape[:2], rows * cols)  # (B, Rq, Rk)
+    listed = listed.scatter_add(2, routes, query.new_ones(()).expand(routes.shape))
+    listed = listed.log().clamp_min(_never(query.dtype))
     # Keys first, while there are few rows; whole rows are then copied for the queries.
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
