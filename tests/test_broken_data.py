@@ -3,14 +3,18 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from test_faults import message_of
 from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
+from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
+from mmbiformer.engine.checks import CommandError, check_data
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = """
@@ -96,6 +100,53 @@ def test_boxes_that_are_left_out(whole, tmp_path):
         message_of(config, tmp_path / 'work', {})
 
 
+def twice(content):
+    content['images'].append(dict(content['images'][0], file_name='other.jpg'))
+
+
+FILES = {  # whole files that are looked into before a run, by what MMDetection makes of them
+    'other images': (each('image_id', 99), 'annotations have a image_id that nothing has', '99'),
+    'texts for numbers': (each('category_id', '1'), 'a category_id that nothing has', "'1'"),
+    'two images of one id': (twice, 'several of its image entries have the id 0'),
+    'no categories': (lambda c: c.pop('categories'), 'images, annotations, categories'),
+    'nothing to evaluate': (lambda c: c['annotations'].clear(), 'nothing to evaluate'),
+    'no crowds': (lambda c: [a.pop('iscrowd') for a in c['annotations']], 'lack iscrowd'),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_coco_files(whole, tmp_path, name):
+    change, *parts = FILES[name]
+    config = write_config(whole, tmp_path, 'coco')
+    cfg = Config.fromfile(config)
+    check_data(cfg, ('train', 'val'))
+    for split in ('train', 'val'):
+        path = tmp_path / f'data/annotations/instances_{split}.json'
+        before = path.read_text()
+        rewrite(path, change)
+        if split == 'train' and name in ('nothing to evaluate', 'no crowds'):
+            check_data(cfg, ('train', 'val'))  # trains all the same
+        else:
+            with pytest.raises(CommandError) as info:
+                check_data(cfg, ('train', 'val'))
+            for part in [f'{path} cannot be used: ', *parts]:
+                assert part in str(info.value)
+        path.write_text(before)
+
+
+def test_image_of_another_size(whole, tmp_path):
+    config = write_config(whole, tmp_path, 'coco')
+
+    def turn(content):
+        for image in content['images']:
+            image['height'], image['width'] = image['width'], image['height']
+
+    rewrite(tmp_path / 'data/annotations/instances_train.json', turn)
+    found = message_of(config, tmp_path / 'work', {})
+    assert 'its annotation says 192x160 pixels, height and width, but it has 160x192' in found
+    assert str(tmp_path / 'data/train') in found
+
+
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_category_of_another_name(whole, tmp_path, split):
     """MMDetection would number the classes behind it wrongly, or fail after an epoch."""
@@ -113,7 +164,7 @@ def test_polygons_that_cannot_be_evaluated(whole, tmp_path):
     path = tmp_path / 'data/annotations/instances_val.json'
     rewrite(path, each('segmentation', [[1, 2]]))
     found = message_of(config, tmp_path / 'work', {}, test=True)
-    assert 'the evaluation cannot read an annotation' in found
+    assert 'the evaluation fails: ' in found
     assert str(path) in found and 'polygons' in found
 
 
@@ -123,6 +174,7 @@ def rgb(mask):
 
 MASKS = {
     'of colours': (rgb, '3), but one label a pixel (H, W) is needed', 'grey or palette'),
+    'of 16 bits': (lambda mask: mask.astype(np.uint16) + 256, 'a mask of 16 bits'),
     'of another size': (lambda mask: mask[:-1], 'a mask of ', ' for an image of '),
     'with a label too many': (lambda mask: mask * 0 + 12, 'the label 11, but there are 8 classes'),
 }
@@ -141,6 +193,46 @@ def test_masks(whole, tmp_path, name, split):
     for part in [*parts, 'an image or its annotation cannot be read', 'Mend it']:
         assert part in found, found
     assert any(str(path) in found for path in paths)
+
+
+def test_masks_in_which_all_is_ignored(whole, tmp_path):
+    """As those of 0 and 255 are under reduce_zero_label: the loss would be 0, and look perfect."""
+    config = write_config(whole, tmp_path, 'ade20k')
+    for path in (tmp_path / 'data').rglob('annotations/*train*/*.png'):
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), (mask > 1) * np.uint8(255))
+    with (
+        pytest.warns(UserWarning, match=r'\.png: every pixel is to be ignored, which 0 is too'),
+        pytest.raises(pytest.fail.Exception, match='DID NOT RAISE'),
+    ):
+        message_of(config, tmp_path / 'work', {})
+
+
+def test_labels_that_models_and_data_ignore():
+    """255, and what a head or the data set names, are allowed; so is 1 for one class."""
+    head = SimpleNamespace(modules=lambda: [SimpleNamespace(ignore_index=100)])
+
+    def load(results):
+        return results
+
+    LoadAnnotations = type('LoadAnnotations', (), {'__call__': lambda self, x: load(x)})
+    for classes, label, fine in (
+        (8, 7, True), (8, 8, False), (8, 100, True), (8, 255, True), (8, 50, True), (1, 1, True),
+    ):  # fmt: skip
+        pipeline = SimpleNamespace(transforms=[LoadAnnotations()])
+        names = dict(classes=tuple(map(str, range(classes))))
+        data = SimpleNamespace(pipeline=pipeline, metainfo=names, ignore_index=50)
+        loader = SimpleNamespace(dataset=data)
+        CheckAnnotationsHook().before_train(SimpleNamespace(model=head, train_dataloader=loader))
+        mask = np.array([[0, label]], np.uint8)
+        results = dict(gt_seg_map=mask, reduce_zero_label=False, ori_shape=(1, 2))
+        if fine:
+            assert pipeline.transforms[0](results) is results
+        else:
+            with pytest.raises(AnnotationError, match='the label 8, but there are 8 classes'):
+                pipeline.transforms[0](results)
+    pipeline.transforms[0].load = lambda results: None  # MMEngine takes another image
+    assert pipeline.transforms[0](results) is None
 
 
 def test_mask_that_is_none(whole, tmp_path):

@@ -68,3 +68,33 @@ def test_what_does_not_say_its_classes(recipe):
     model = recipe[0]
     CheckClassesHook().before_test(runner_of(model, 0))
     CheckClassesHook().before_test(runner_of(model, 3, thing_classes=('class 0',)))
+
+
+def test_order_of_classes(recipe):
+    """Of two data sets, and of data and the checkpoint that is tested or resumed."""
+    model, count, _ = recipe
+    names = [f'class {i}' for i in range(count)]
+    moved = [*names[:-2], 'class -1', names[-2]]
+    for kind, expected in (
+        ('the same', None),
+        ('renamed', [*names[:-1], 'other']),
+        ('moved', moved),
+        ('two of one name', [names[1], *names[1:]]),
+    ):
+        runner = runner_of(model, count)
+        hook = CheckClassesHook()
+        if expected is not None:
+            runner.val_dataloader.dataset.metainfo['classes'] = tuple(expected)
+            checkpoint = dict(meta=dict(dataset_meta=dict(classes=expected)))
+            hook.after_load_checkpoint(runner, checkpoint)
+        calls = [hook.before_train, hook.before_test]
+        for call in calls:
+            if kind == 'moved':
+                with pytest.raises(ClassCountError, match='same classes in the same order') as info:
+                    call(runner)
+                assert f'class {count - 2} is class ' in str(info.value)
+            else:
+                call(runner)
+    for odd in ({}, dict(meta=3), dict(meta=dict(dataset_meta=dict(classes=5)))):
+        hook.after_load_checkpoint(runner, odd)
+        assert hook.trained == ()

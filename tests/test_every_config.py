@@ -114,8 +114,8 @@ def test_trains_and_validates(name, data, tmp_path, monkeypatch):
     spec.loader.exec_module(tool)
     watch = Watch()
 
-    def build_watched(cfg, build_runner=tool.build_runner):
-        runner = build_runner(cfg)
+    def build_watched(*args, build_runner=tool.build_runner):
+        runner = build_runner(*args)
         runner.register_hook(watch)
         return runner
 

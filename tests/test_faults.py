@@ -446,7 +446,7 @@ def test_classes_that_no_image_has(half_without_boxes, tmp_path):
     options = {f'{DATASET}.metainfo.classes': ('cat', 'dog')}
     found = message_of(half_without_boxes, tmp_path, options)
     assert found.startswith(f'train_dataloader of {half_without_boxes} is empty')
-    assert 'no image has any of the configured classes' in found
+    assert 'no image has an annotation of the configured classes' in found
     assert 'annotations/instances_train.json' in found and 'instances_val.json' not in found
 
 

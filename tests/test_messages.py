@@ -91,6 +91,7 @@ def test_calls(name):
 # Files in an empty folder, by name.
 TEXTS = {
     'toy.py': config_text(),
+    'loop.py': "_base_ = 'loop.py'\n",
     'syntax.py': 'model = dict(\n',
     'base.py': "_base_ = 'missing.py'\n",
     'no_model.py': 'a = 1\n',
@@ -194,13 +195,13 @@ COMMANDS = {
             ('optim_wrapper=1', 'optim_wrapper=1 must be a dict'),
             ('train_dataloader=3', 'train_dataloader=3 must be a dict'),
             ('train_dataloader.dataset=3', 'train_dataloader.dataset=3 must be a dict'),
-            ('train_dataloader.num_workers=abc', "num_workers='abc' must be a int"),
+            ('train_dataloader.num_workers=abc', "num_workers='abc' must be an int"),
             ('train_dataloader.dataset.data_root=5', 'dataset.data_root=5 must be a str'),
             ('train_dataloader.dataset.type=Toy', 'train_dataloader', 'Toy is not in the dataset'),
             ('default_hooks=3', 'default_hooks=3 must be a dict'),
             ('default_hooks.logger=3', 'default_hooks.logger=3 must be a dict'),
             ('default_hooks.logger.interva=3', 'default_hooks.logger', 'interva', 'LoggerHook'),
-            ('default_hooks.checkpoint.interval=abc', 'checkpoint', "interval='abc'", 'a int'),
+            ('default_hooks.checkpoint.interval=abc', 'checkpoint', "interval='abc'", 'an int'),
             ('custom_hooks=3', 'custom_hooks=3 must be a list'),
             ('custom_hooks=[EMAHook]', "custom_hooks[0]='EMAHook' must be a dict"),
             ('load_from=5', 'load_from=5 must be a str'),
@@ -210,8 +211,8 @@ COMMANDS = {
             ('optim_wrapper.optimizer.lrr=1', 'optim_wrapper', 'lrr'),
             ('optim_wrapper.type=Amp', 'optim_wrapper', 'Amp is not in'),
             ('param_scheduler.type=Cos', 'param_scheduler', 'Cos is not in'),
-            ('param_scheduler.T_max=abc', 'param_scheduler', "T_max='abc'", 'must be a int'),
-            ('param_scheduler.T_max=[1]', 'param_scheduler', 'T_max=[1]', 'must be a int'),
+            ('param_scheduler.T_max=abc', 'param_scheduler', "T_max='abc'", 'must be an int'),
+            ('param_scheduler.T_max=[1]', 'param_scheduler', 'T_max=[1]', 'must be an int'),
             ('param_scheduler.T_maxx=1', 'param_scheduler', 'T_maxx'),
             ('val_evaluator.type=Toy', 'val_evaluator', 'Toy is not in the metric'),
             ('model.data_preprocessor=3', 'the model cannot be built'),
@@ -219,6 +220,23 @@ COMMANDS = {
             ('model.backbone.region_grid=-1', 'model.backbone', 'region_grid=-1', 'positive'),
         ]
     },
+    **{
+        f'set {value}': ('train', ['toy.py', '--cfg-options', value], *parts)
+        for value, *parts in [
+            ('=3', '--cfg-options =3: give KEY=VALUE'),
+            ('model.=3', '--cfg-options model.=3: give KEY=VALUE'),
+            ('train_dataloders.batch_size=1', 'no train_dataloders; did you mean train_dataload'),
+            ('max_epochs=3', 'toy.py has no max_epochs'),
+            ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0 must be a positive int'),
+            ('train_cfg.val_interval=0', 'must be a positive int; --no-validate'),
+            ('optim_wrapper.clip_grad.max_nrm=1', 'optim_wrapper of toy.py cannot', "'max_nrm'"),
+        ]
+    },
+    'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),
+    'convert as': ('convert_checkpoint', ['other.pth', 'x.SAFETENSORS'], 'x.SAFET', 'in .pth or'),
+    'publish as': ('publish_model', ['other.pth', 'x.safetensors'], 'x.safetensors', 'in .pth'),
+    'untested': ('test', ['toy.py', 'whole.pth'], 'toy.py has no test_dataloader', 'testing needs'),
+    'predictions to': ('test', ['toy.py', 'other.pth', '--out', 'd.pkl'], 'd.pkl is a folder'),
     'hooks by option': (
         'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
         '--cfg-options custom_hooks=', 'KEY=VALUE',
@@ -242,6 +260,8 @@ def folder(tmp_path, monkeypatch):
     torch.save([1], 'list.pth')
     torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
+    Path('d.pkl').mkdir()
+    torch.save({'backbone.stages.0.0.norm1.weight': torch.ones(32)}, 'whole.pth')
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
     return tmp_path
 

@@ -124,6 +124,24 @@ def test_inference_equals_reference(case, everywhere, monkeypatch):
             assert bool(calls) == (dtype != torch.bfloat16)
 
 
+@pytest.mark.parametrize(
+    ('case', 'plain'),
+    [
+        (Case(query=(16, 16), region=(8, 8), topk=2), True),
+        (Case(query=(14, 14), region=(2, 2), topk=16, head_dim=32, heads=8), True),  # all to all
+        (Case(topk=1), False),  # four queries a region
+        (Case(query=(64, 64), region=(64, 64), topk=1, batch=1), False),  # 256 MB of logits
+    ],
+)
+@torch.no_grad()
+def test_which_logits_are_small(case, plain, monkeypatch):
+    calls, attend = [], sdpa._attend_plainly
+    monkeypatch.setattr(sdpa, '_attend_plainly', lambda *args: calls.append(1) or attend(*args))
+    *maps, routes = case.tensors(torch.float32)
+    routed_attention(*maps, routes, **case.options(), backend='sdpa')
+    assert bool(calls) == plain
+
+
 @pytest.mark.parametrize('strips', [1, 3])
 @pytest.mark.parametrize(
     'name', ['large regions, one route', 'ragged, one route', 'hub, ragged', 'one image']

@@ -84,6 +84,8 @@ def main() -> None:
     args = parse_args()
     if args.dst.exists():
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
+    if args.dst.suffix not in ('.pth', '.pt', '.safetensors'):
+        raise CommandError(f'{args.dst}: give DST a name in .pth or .safetensors')
     check_file(str(args.src), 'SRC')
     check_writable(str(args.dst.parent), 'DST')
     register_safe_loader()

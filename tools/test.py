@@ -15,7 +15,14 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
-from mmbiformer.engine.checks import CommandError, check_data, check_file, check_writable
+from mmbiformer.engine.checks import (
+    CommandError,
+    check_data,
+    check_file,
+    check_testing,
+    check_writable,
+    type_name,
+)
 from mmbiformer.engine.command_line import (
     add_common_options,
     build_runner,
@@ -52,14 +59,18 @@ def main() -> None:
     """Build the runner from the config, load the checkpoint and test."""
     args = parse_args()
     cfg = load_config(args)
-    check_file(args.checkpoint, 'checkpoint')
-    check_data(cfg, ('test',))
-    checkpoint = load_whole_model(args.checkpoint)
-    cfg.load_from = args.checkpoint
     if args.out is not None:
         if not args.out.endswith(('.pkl', '.pickle')):
             raise CommandError(f'--out {args.out}: the file must end in .pkl or .pickle')
+        if os.path.isdir(args.out):
+            raise CommandError(f'--out {args.out} is a folder; give FOLDER/NAME.pkl')
         check_writable(os.path.dirname(args.out) or '.', '--out')
+    check_file(args.checkpoint, 'checkpoint')
+    check_data(cfg, ('test',))
+    checkpoint = load_whole_model(args.checkpoint)
+    check_testing(cfg)
+    cfg.load_from = args.checkpoint
+    if args.out is not None:
         written = dict(type='DumpWholeResults', out_file_path=args.out)
         cfg.test_evaluator = [*_as_list(cfg.test_evaluator), written]
     if args.show_dir is not None:
@@ -71,7 +82,7 @@ def main() -> None:
             raise CommandError('--show-dir: MMPretrain cannot paint with --tta; leave one out')
     # Nothing of training is needed; the painter of MMSegmentation 1.2 would load its images.
     cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, ('test',))
     check_fit(runner.model, checkpoint, args.checkpoint)
     del checkpoint
     with faults_explained(cfg, ('test',)):
@@ -83,9 +94,10 @@ def paint(cfg: Config, folder: str) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise CommandError(f'--show-dir: {cfg.filename} has no visualization hook')
-    if hook.type == 'VisualizationHook':  # mmpretrain
+    kind = type_name(hook).rpartition('.')[2]
+    if kind == 'VisualizationHook':  # mmpretrain
         hook.update(enable=True, out_dir=folder, interval=1)
-    elif hook.type == 'SegVisualizationHook':
+    elif kind == 'SegVisualizationHook':
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
     else:

@@ -64,14 +64,15 @@ def main() -> None:
             )
         cfg.auto_scale_lr.enable = True
     messages = make_resumable(cfg, args.resume)
-    check_data(cfg, ('train',) if args.no_validate else ('train', 'val'))
+    splits = ('train',) if args.no_validate else ('train', 'val')
     use_pretrained(cfg, args.pretrained)
+    check_data(cfg, splits)
     changes = [drop_amp_without_gpu(cfg), drop_sync_bn_without_gpu(cfg)]
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, splits)
     for message in [*messages, *changes, random_weights_message(cfg)]:
         if message:
             runner.logger.warning(message)
-    with faults_explained(cfg):
+    with faults_explained(cfg, splits):
         runner.train()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from ..registry import HOOKS
 
@@ -21,8 +22,9 @@ class CheckAnnotationsHook(Hook):
 
     What a ``LoadAnnotations`` of MMDetection or MMSegmentation fails at gets the file's name. Found
     as well is what they load as it is: masks that are no map of labels or of another size than
-    their image, labels above the classes, boxes that are not finite. A warning names an image of
-    which MMDetection drops every box. The commands in ``tools/`` set this hook by themselves.
+    their image, labels above the classes or 255, boxes that are not finite or were drawn in an
+    image of another size. A warning names an image of which MMDetection drops every box, and a mask
+    in which all is ignored. The commands in ``tools/`` set this hook by themselves.
 
     Raises:
         AnnotationError: By the data loader.
@@ -32,15 +34,15 @@ class CheckAnnotationsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Look at the training data."""
-        _check(runner.train_dataloader.dataset)
+        _check(runner.train_dataloader.dataset, runner.model)
 
     def before_val(self, runner: Runner) -> None:
         """Look at the validation data."""
-        _check(runner.val_dataloader.dataset)
+        _check(runner.val_dataloader.dataset, runner.model)
 
     def before_test(self, runner: Runner) -> None:
         """Look at the test data."""
-        _check(runner.test_dataloader.dataset)
+        _check(runner.test_dataloader.dataset, runner.model)
 
 
 class CheckedAnnotations:
@@ -49,16 +51,23 @@ class CheckedAnnotations:
     Args:
         load: A ``LoadAnnotations`` of a host library.
         classes (int): Number of classes of the data.
+        ignored (set[int]): Labels above the classes that are allowed.
         no_empty (bool): Whether images without annotations have been left out.
     """
 
-    def __init__(self, load: Any, classes: int, no_empty: bool) -> None:
-        self.load, self.classes, self.no_empty = load, classes, no_empty
+    def __init__(self, load: Any, classes: int, ignored: set[int], no_empty: bool) -> None:
+        self.load, self.classes, self.ignored, self.no_empty = load, classes, ignored, no_empty
 
     def __call__(self, results: dict) -> dict:
         """Load; the argument and the result are those of ``LoadAnnotations``."""
         image = results.get('img_path', 'an image')
         path = results.get('seg_map_path') or image
+        size, own = results.get('ori_shape'), (results.get('height'), results.get('width'))
+        if None not in (size, *own) and tuple(size[:2]) != own:
+            raise AnnotationError(
+                f'{image}: its annotation says {own[0]}x{own[1]} pixels, height and width, but it '
+                f'has {size[0]}x{size[1]} (turned by its EXIF data?)'
+            )
         try:
             results = self.load(results)
         except Exception as error:
@@ -66,6 +75,8 @@ class CheckedAnnotations:
             if isinstance(error, KeyError):
                 reason = f'its annotation has no {error}'
             raise AnnotationError(f'{path}: {reason}') from error
+        if not isinstance(results, dict):  # None lets MMEngine take another image
+            return results
         if self.no_empty and results.get('instances') == []:
             warnings.warn(
                 f'{image}: none of its boxes can be used (without area, outside of the image, or '
@@ -94,26 +105,53 @@ class CheckedAnnotations:
                 f'{path}: a mask of {labels.shape[0]}x{labels.shape[1]} pixels for an image of '
                 f'{size[0]}x{size[1]} ({results.get("img_path")})'
             )
-        above = (labels >= self.classes) & (labels != 255)
-        if self.classes and above.any():
+        if _has_16_bits(path):
             raise AnnotationError(
-                f'{path}: the label {labels[above][0]}, but there are {self.classes} classes, '
-                f'0 to {self.classes - 1}, and 255 for what is to be ignored'
+                f'{path}: a mask of 16 bits a pixel, of which MMSegmentation keeps 8; save labels '
+                'up to 255 as 8 bits'
+            )
+        eight = labels.dtype == np.uint8  # of which counting is ten times as fast as sorting
+        found = np.flatnonzero(np.bincount(labels.ravel())) if eight else np.unique(labels)
+        given = {*found.tolist()} - self.ignored
+        if not given:
+            zero = (
+                ', which 0 is too under reduce_zero_label' if results['reduce_zero_label'] else ''
+            )
+            warnings.warn(f'{path}: every pixel is to be ignored{zero}', stacklevel=3)
+        elif self.classes > 1 and max(given) >= self.classes:
+            raise AnnotationError(
+                f'{path}: the label {max(given)}, but there are {self.classes} classes, 0 to '
+                f'{self.classes - 1}, and {", ".join(map(str, sorted(self.ignored)))} for what is '
+                'to be ignored'
             )
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.load})'
 
 
-def _check(dataset: Any) -> None:
+def _has_16_bits(path: str) -> bool:
+    """Whether a local file is such a PNG."""
+    if not path.lower().endswith('.png') or '://' in path:
+        return False
+    with open(path, 'rb') as file:
+        head = file.read(25)
+    return head[:8] == b'\x89PNG\r\n\x1a\n' and head[24:] == b'\x10'
+
+
+def _check(dataset: Any, model: nn.Module) -> None:
+    indices = (getattr(module, 'ignore_index', None) for module in model.modules())
+    ignored = {255, *(index for index in indices if type(index) is int)}
     for leaf in leaves(dataset):
         transforms = getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
         classes = len((getattr(leaf, 'metainfo', None) or {}).get('classes') or ())
-        no_empty = bool((getattr(leaf, 'filter_cfg', None) or {}).get('filter_empty_gt'))
+        own = {index for index in [getattr(leaf, 'ignore_index', 255)] if type(index) is int}
+        empty_too = getattr(leaf, 'test_mode', False)
+        filtered = (getattr(leaf, 'filter_cfg', None) or {}).get('filter_empty_gt')
         for i, transform in enumerate(transforms):
             name = type(transform).__name__
             if name.startswith('Load') and name.endswith('Annotations'):
-                transforms[i] = CheckedAnnotations(transform, classes, no_empty)
+                no_empty = bool(filtered) and not empty_too
+                transforms[i] = CheckedAnnotations(transform, classes, ignored | own, no_empty)
 
 
 def leaves(dataset: Any) -> Iterator[Any]:

@@ -1,6 +1,8 @@
 """Compare the classes of the data with those of the annotation files and of the model."""
 
 import json
+import os
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -24,8 +26,9 @@ class CheckClassesHook(Hook):
 
     With fewer the heads would be trained for classes that do not exist, or a class would be missing
     only where a label of it is met. So does a COCO annotation file that lacks one of the classes:
-    MMDetection would number those behind it wrongly. The commands in ``tools/`` set this hook by
-    themselves.
+    MMDetection would number those behind it wrongly; or data whose classes are in another order
+    than those of the training data, or of the checkpoint that is tested or resumed. The commands in
+    ``tools/`` set this hook by themselves.
     Panoptic data sets, where each head has a part of the classes, are left alone.
 
     Raises:
@@ -34,11 +37,18 @@ class CheckClassesHook(Hook):
 
     priority = 'VERY_HIGH'
 
+    def __init__(self) -> None:
+        self.trained: Sequence[str] = ()
+
     def before_train(self, runner: Runner) -> None:
         """Look at the training data and, if there are any, at the validation data."""
         _check(runner, 'train')
+        train = _classes(runner, 'train')
         if runner.val_loop is not None:
             _check(runner, 'val')
+            _check_order(_classes(runner, 'val'), train, 'the val data', 'the train data')
+        if getattr(runner, '_resume', False):
+            _check_order(train, self.trained, 'the train data', 'the checkpoint')
 
     def before_val(self, runner: Runner) -> None:
         """Look at the validation data."""
@@ -47,6 +57,20 @@ class CheckClassesHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Look at the test data."""
         _check(runner, 'test')
+        _check_order(_classes(runner, 'test'), self.trained, 'the test data', 'the checkpoint')
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the classes that the checkpoint was trained with, if it says so."""
+        meta = checkpoint.get('meta')
+        data = meta.get('dataset_meta') if isinstance(meta, dict) else None
+        classes = data.get('classes') if isinstance(data, dict) else None
+        known = isinstance(classes, (list, tuple)) and all(type(name) is str for name in classes)
+        self.trained = classes if known else ()
+
+
+def _classes(runner: Runner, split: str) -> Sequence[str]:
+    metainfo = getattr(getattr(runner, f'{split}_dataloader').dataset, 'metainfo', None) or {}
+    return metainfo.get('classes') or ()
 
 
 def _check(runner: Runner, split: str) -> None:
@@ -68,28 +92,49 @@ def _check(runner: Runner, split: str) -> None:
             f'the {split} data have {len(classes)} classes ({_few(classes)}), but the model has '
             f'{settings}. Set num_classes of each to {len(classes)}, or name the classes of the '
             f'model in metainfo.classes of the {split} data set'
+            + ''.join(
+                f'. They are the folders in {leaf.img_prefix}: remove what is none'
+                for leaf in leaves(loader.dataset)
+                if hasattr(leaf, 'img_prefix') and not getattr(leaf, 'ann_file', None)
+            )
         )
 
 
 def _check_categories(dataset: Any, split: str) -> None:
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     found = getattr(dataset, 'cat_ids', None)
-    if found is None or len(found) == len(classes) or not dataset.ann_file.endswith('.json'):
+    path = str(getattr(dataset, 'ann_file', None))
+    if found is None or len(found) == len(classes) or not os.path.isfile(path):
         return
-    with open(dataset.ann_file) as file:
+    with open(path) as file:
         names = [category['name'] for category in json.load(file)['categories']]
     missing = [name for name in classes if name not in names]
     twice = [name for name in classes if names.count(name) > 1]
-    raise ClassCountError(
-        f'the {split} data have {len(classes)} classes, but {dataset.ann_file} '
-        + (
-            f'lacks {_few(missing)}; its categories are {_few(names)}'
-            if missing
-            else f'has several categories of the name {_few(twice)}'
+    if missing or twice:  # else the data set takes more than metainfo.classes on purpose
+        raise ClassCountError(
+            f'the {split} data have {len(classes)} classes, but {path} '
+            + (
+                f'lacks {_few(missing)}; its categories are {_few(names)}'
+                if missing
+                else f'has several categories of the name {_few(twice)}'
+            )
+            + '. Let metainfo.classes name the categories of the file as they are spelt there, or '
+            'add what is missing to its categories'
         )
-        + '. Let metainfo.classes name the categories of the file as they are spelt there, or add '
-        'what is missing to its categories'
-    )
+
+
+def _check_order(classes: Any, others: Any, of: str, of_others: str) -> None:
+    """Raise ClassCountError if a class that both have is not the same number in both."""
+    classes, others = [*classes], [*others]
+    places = {name: i for i, name in enumerate(others)}
+    for i, name in enumerate(classes):
+        # Two of ImageNet's are called crane.
+        if places.get(name, i) != i and classes.count(name) == others.count(name) == 1:
+            raise ClassCountError(
+                f'{name} is class {i} of {of} ({_few(classes)}), but class {places[name]} of '
+                f'{of_others} ({_few(others)}). Give both the same classes in the same order by '
+                'metainfo.classes; folders of classes are numbered by their names'
+            )
 
 
 def _is_of_classes(name: str, module: nn.Module) -> bool:
@@ -102,4 +147,4 @@ def _is_of_classes(name: str, module: nn.Module) -> bool:
 
 def _few(classes: Any) -> str:
     names = [str(name) for name in classes]
-    return ', '.join(names if len(names) <= 3 else [*names[:3], '…'])
+    return ', '.join(names if len(names) <= 10 else [*names[:3], '…'])

@@ -256,7 +256,7 @@ def _check_state(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """
     checks: list[tuple[str, Any, Callable]] = [('message_hub', runner.message_hub, _check_hub)]
     if isinstance(runner, Runner):  # a FlexibleRunner leaves these to its strategy
-        checks.append(('optimizer', runner.optim_wrapper, _check_optimizer))
+        checks.append(('optimizer', runner.optim_wrapper, _check_optimizer_state))
         checks.append(('param_schedulers', runner.param_schedulers, _check_schedulers))
     path = runner._load_from
     for name, own, check in checks:
@@ -287,7 +287,9 @@ def _check_hub(own: MessageHub, saved: Any) -> None:
             raise TypeError('a best_score that is no number')
 
 
-def _check_optimizer(own: OptimWrapper | OptimWrapperDict, saved: Any) -> None:
+def _check_optimizer_state(own: OptimWrapper | OptimWrapperDict, saved: Any) -> None:
+    if isinstance(own, OptimWrapperDict) and {*own.keys()} != {*saved}:
+        raise KeyError(f'optimizers {[*own.keys()]} here')
     wrappers = [*own.values()] if isinstance(own, OptimWrapperDict) else [own]
     defaults = [dict(wrapper.optimizer.defaults) for wrapper in wrappers]  # torch adds one below
     own.load_state_dict(saved)  # MMEngine will do so again

@@ -2,9 +2,12 @@
 
 import contextlib
 import copy
+import difflib
 import inspect
 import os
+import re
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -13,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
     DATASETS,
     HOOKS,
@@ -25,9 +28,11 @@ from mmengine.registry import (
     Registry,
     init_default_scope,
 )
+from mmengine.runner import Runner
 from torch import nn
 
 from ..safe_load import CheckpointError
+from .check_coco import check_coco
 from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
@@ -44,11 +49,16 @@ LOADER: dict[tuple[type, ...], str] = {
     (int,): 'batch_size num_workers',
 }
 DATASET: dict[tuple[type, ...], str] = {
-    (str,): 'data_root ann_file',
+    (str, list, tuple, dict): 'data_root ann_file',
     (list, tuple): 'pipeline',
     (dict,): 'metainfo',
 }
 SPLITS = 'train', 'val', 'test'
+OTHER_SETTINGS = (
+    *('compile', 'find_unused_parameters', 'detect_anomalous_params', 'model_wrapper_cfg'),
+    *('runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'),
+)
+"""Settings that are read although they are no argument of MMEngine's Runner."""
 
 
 class CommandError(Exception):
@@ -96,7 +106,7 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Raise CommandError, saying how the folder must look, if a data set is not there.
+    """Raise CommandError if a data set is not there, or its COCO annotation file is broken.
 
     Args:
         cfg: The whole config.
@@ -105,6 +115,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     needed = data_paths(cfg, splits)
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
+        for path, evaluated in _coco_files(cfg, splits).items():
+            if problem := check_coco(path, evaluated):
+                raise CommandError(f'{path} cannot be used: {problem}')
         return
     root = os.path.dirname(missing[0])
     if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
@@ -119,6 +132,24 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
         + ''.join(f'  {path}\n' for path in sorted(needed))
         + f'{advice}\nTo see everything work without any data:  make demo'
     )
+
+
+def _coco_files(cfg: Config, splits: tuple[str, ...]) -> dict[str, bool]:
+    """The annotation files of COCO data sets, and whether metrics are computed from them."""
+    found: dict[str, bool] = {}
+    for split in splits:
+        if loader := cfg.get(f'{split}_dataloader'):
+            for dataset in _datasets(loader.dataset):
+                if type_name(dataset).rpartition('.')[2] == 'CocoDataset':
+                    paths = [path for path in _paths(dataset) if path.endswith('.json')]
+                    found.update(dict.fromkeys(paths, False) | found)
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+            if type_name(evaluator).rpartition('.')[2] == 'CocoMetric' and isinstance(
+                evaluator.get('ann_file'), str
+            ):
+                found[evaluator['ann_file']] = True
+    return found
 
 
 def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
@@ -174,22 +205,64 @@ def check_training(cfg: Config) -> None:
     Args:
         cfg: The whole config.
     """
-    for name in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+    _require_settings(cfg, ('train_dataloader', 'train_cfg', 'optim_wrapper'), 'training')
+    for name in ('max_epochs', 'max_iters', 'val_interval'):
+        value = cfg.train_cfg.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise CommandError(
+                f'{cfg.filename}: train_cfg.{name}={value!r:.80} must be a positive int'
+                + ('; --no-validate switches validation off' if name == 'val_interval' else '')
+            )
+
+
+def check_testing(cfg: Config) -> None:
+    """Raise CommandError if a config lacks what testing needs.
+
+    Args:
+        cfg: The whole config.
+    """
+    _require_settings(cfg, ('test_dataloader', 'test_cfg', 'test_evaluator'), 'testing')
+
+
+def _require_settings(cfg: Config, names: tuple[str, ...], what: str) -> None:
+    for name in names:
         if cfg.get(name) is None:
             raise CommandError(
-                f'{cfg.filename} has no {name} = dict(...), which training needs; inherit from one '
+                f'{cfg.filename} has no {name} = dict(...), which {what} needs; inherit from one '
                 'of configs/ by _base_'
             )
 
 
-def check_parts(cfg: Config) -> None:
+def check_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Raise CommandError if ``--cfg-options`` set what nobody reads.
+
+    Args:
+        cfg: The whole config, as it is in the file.
+        options: Dotted names and values.
+    """
+    known = {*cfg, *inspect.signature(Runner.__init__).parameters, *OTHER_SETTINGS}
+    for key, value in options.items():
+        if not all(key.split('.')):
+            raise CommandError(f'--cfg-options {key}={value}: give KEY=VALUE')
+        name = key.split('.')[0]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise CommandError(
+                f'--cfg-options {key}: {cfg.filename} has no {name}'
+                + (f'; did you mean {close[0]}?' if close else ', and no part here reads it')
+            )
+
+
+def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
     """Raise CommandError if a part of a config cannot be built, before MMEngine writes logs.
 
-    The model, the weights of its backbone, transforms and the optimizer are made and thrown away.
-    Of the others, which may read data or belong to a run, only names and arguments are looked at.
+    The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
+    schedules are made and thrown away. Of the others, which may read data or belong to a run, only
+    names and arguments are looked at.
 
     Args:
         cfg: The whole config.
+        splits: Which data loaders and evaluators are used. Defaults to all.
     """
     cfg = copy.deepcopy(cfg)  # what builds a part may change it
     if cfg.setdefault('default_scope', 'mmengine') is None:  # the default is the Runner's
@@ -202,7 +275,7 @@ def check_parts(cfg: Config) -> None:
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
         del model
-        for part, registry, node in _parts(cfg):
+        for part, registry, node in _parts(cfg, splits):
             if isinstance(node, dict) and node.get('type') is not None:
                 with _blamed(cfg, part):
                     if registry is TRANSFORMS:
@@ -264,22 +337,23 @@ def _require_kind(cfg: Config, name: str, value: Any, kinds: tuple[type, ...]) -
     if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
         return
     wanted = ' or '.join(kind.__name__ for kind in kinds if kind not in (tuple, type(None)))
-    raise CommandError(f'{cfg.filename}: {name}={value!r:.80} must be a {wanted}')
+    raise CommandError(f'{cfg.filename}: {name}={value!r:.80} must be {_a(wanted)}')
 
 
-def _parts(cfg: Config) -> Iterator[tuple[str, Registry, Any]]:
+def _a(noun: str) -> str:
+    return f'{"an" if noun[0] in "aeiou" else "a"} {noun}'
+
+
+def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry, Any]]:
     """Parts of a config that are looked at one by one: setting, registry, value."""
-    for split in SPLITS:
+    for split in splits:
         if loader := cfg.get(f'{split}_dataloader'):
             for dataset in _datasets(loader.dataset):
                 yield f'{split}_dataloader', DATASETS, dataset
                 for step in dataset.get('pipeline') or ():
                     yield f'{split}_dataloader', TRANSFORMS, step
-    for name, registry in (
-        ('val_evaluator', METRICS),
-        ('test_evaluator', METRICS),
-        ('custom_hooks', HOOKS),
-    ):
+    evaluators = [(f'{split}_evaluator', METRICS) for split in splits]
+    for name, registry in (*evaluators, ('custom_hooks', HOOKS)):
         nodes = cfg.get(name) or ()
         for node in nodes if isinstance(nodes, (list, tuple)) else [nodes]:
             if 'metrics' not in node:  # a whole evaluator
@@ -295,8 +369,15 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
     with _blamed(cfg, 'optim_wrapper'):
         if isinstance(node.get('optimizer'), dict):
             _check_call(OPTIMIZERS, node.optimizer)  # or the failure would not name it
+        if isinstance(node.get('clip_grad'), dict):
+            clip = dict(node.clip_grad)
+            function = getattr(nn.utils, f'clip_grad_{clip.pop("type", "norm")}_')
+            if unknown := clip.keys() - inspect.signature(function).parameters:
+                raise ValueError(f'clip_grad takes no argument {unknown.pop()!r}')
+        if cfg.get('launcher', 'none') != 'none' and not torch.distributed.is_initialized():
+            return  # some optimizers speak to the other processes
         wrapper = build_optim_wrapper(model, node)
-    if not isinstance(wrapper, OptimWrapper):
+    if isinstance(wrapper, OptimWrapperDict):
         return  # several, each with schedules of its own
     schedules = cfg.get('param_scheduler') or ()
     for schedule in schedules if isinstance(schedules, (list, tuple)) else [schedules]:
@@ -316,16 +397,20 @@ def _check_call(registry: Registry, node: dict) -> None:
     others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     if others and inspect.isclass(kind):  # mostly they go to the classes it derives from
         for base in kind.__mro__[1:-1]:
-            parameters = {**inspect.signature(base).parameters, **parameters}
+            with contextlib.suppress(TypeError, ValueError):  # builtin ones have no signature
+                parameters = {**inspect.signature(base).parameters, **parameters}
     for name, value in node.items():
         if name in ('type', '_scope_', 'priority'):
             continue
         if name not in parameters and not others:
-            raise TypeError(f'{kind.__name__} takes no argument {name!r}, but {[*parameters]}')
+            raise ValueError(f'{kind.__name__} takes no argument {name!r}, but {[*parameters]}')
         wanted = getattr(parameters.get(name), 'annotation', None)
         kinds = get_args(wanted) if get_origin(wanted) in (Union, UnionType) else (wanted,)
-        if isinstance(value, (str, list, dict)) and {*kinds} <= {int, float, bool, type(None)}:
-            raise TypeError(f'{name}={value!r} of {kind.__name__} must be a {kinds[0].__name__}')
+        # Of others, annotations may be less than the truth.
+        trusted = kind.__module__.split('.')[0] in ('mmbiformer', 'mmengine', 'torch', *SIZES)
+        numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
+        if numeric and isinstance(value, (str, list, dict)):
+            raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
 
 
 def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
@@ -355,7 +440,7 @@ def not_built(cfg: Config, part: str, error: Exception) -> str:
         part: The setting.
         error: What it failed with.
     """
-    text = error_text(error).partition('. Please check')[0]
+    text = error_text(error).partition('. Please check')[0].rstrip('.')
     return f'{part} of {cfg.filename} cannot be built: {text}. Mend the name or the value there'
 
 
@@ -372,27 +457,62 @@ def _unnoticed() -> Iterator[None]:
 
 
 def has_our_backbone(cfg: Config) -> bool:
-    backbone = cfg.model.get('backbone') or {}
-    return str(backbone.get('type')).startswith('mmbiformer.')
+    return type_name(cfg.model.get('backbone')).startswith('mmbiformer.')
 
 
 def error_text(error: Exception) -> str:
-    """What an error says; a KeyError would quote it."""
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    """What an error says, and where it came from unless it is one that checks of values raise.
+
+    Args:
+        error: Any error. (A KeyError would quote what it says.)
+    """
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, KeyError) and text.isidentifier():
+        text = f'there is no {text!r}'
+    if text and isinstance(error, (ImportError, KeyError, ValueError)):
+        return text
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = ''.join(f' ({Path(frame.filename).name}, line {frame.lineno})' for frame in last)
+    return f'{type(error).__name__}: {text}{where}' if text else f'{type(error).__name__}{where}'
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice; torch's error on CPU has no class of its own.
+
+    Args:
+        error: Any error.
+    """
+    text = re.search(r'(?:out of|t allocate) memory', str(error), re.IGNORECASE)
+    return isinstance(error, MemoryError) or bool(text)
+
+
+def type_name(node: Any) -> str:
+    """The type in a config as text; new-style configs have the class itself.
+
+    Args:
+        node: A part of a config.
+    """
+    kind = node.get('type') if isinstance(node, dict) else None
+    return (
+        f'{kind.__module__.split(".")[0]}.{kind.__name__}' if inspect.isclass(kind) else str(kind)
+    )
 
 
 def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
-    if inner := dataset.get('dataset') or dataset.get('datasets'):
-        for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    children = inner if isinstance(inner, (list, tuple)) else [inner]
+    if all(isinstance(child, dict) for child in children):
+        for child in children:
             yield from _datasets(child)
-    else:
+    else:  # what it holds is something of its own
         yield dataset
 
 
 def _paths(dataset: ConfigDict) -> Iterator[str]:
     """The annotation file and the folders that a data set reads."""
-    root = dataset.get('data_root') or ''
+    root = dataset.get('data_root')
+    root = root if isinstance(root, str) else ''
     parts: list[Any] = [dataset.get('ann_file')]
     prefix = dataset.get('data_prefix') or {}
     parts += prefix.values() if isinstance(prefix, dict) else [prefix]

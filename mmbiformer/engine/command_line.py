@@ -3,7 +3,6 @@
 import argparse
 import gc
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,13 +21,17 @@ from .check_annotations_hook import CheckAnnotationsHook
 from .check_classes_hook import CheckClassesHook
 from .checkpoint_hook import check_resumable, find_whole_checkpoint
 from .checks import (
+    SPLITS,
     CommandError,
     check_file,
+    check_options,
     check_parts,
     check_settings,
     check_writable,
     error_text,
     has_our_backbone,
+    is_out_of_memory,
+    type_name,
 )
 from .fake_data import SIZES
 
@@ -68,13 +71,11 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         message = f'--cfg-options {given[0].f_locals["kv"]}: give KEY=VALUE, brackets closed'
     except (MemoryError, RuntimeError) as error:
-        # torch's error on CPU has no class of its own.
-        found = re.search(r'.*(?:out of|t allocate) memory.*', str(error), re.IGNORECASE)
-        if found is None and not isinstance(error, MemoryError):
+        if not is_out_of_memory(error):
             raise
         message = (
-            f'{found[0] if found else "out of memory"}\nMake the batch or the images smaller, or '
-            'free memory'
+            f'{str(error).strip().splitlines()[0] if str(error) else "out of memory"}\nMake the '
+            'batch or the images smaller, or free memory'
         )
     print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
@@ -125,7 +126,12 @@ def read_config(args: argparse.Namespace) -> Config:
     try:
         cfg = Config.fromfile(args.config)
         if args.cfg_options is not None:
+            check_options(cfg, args.cfg_options)
             cfg.merge_from_dict(args.cfg_options)
+    except CommandError:
+        raise
+    except RecursionError as error:
+        raise CommandError(f'{args.config} cannot be read: does its _base_ name itself?') from error
     except Exception as error:  # a config is Python: anything can be wrong with it
         last_line = (str(error).strip().splitlines() or [''])[-1]
         raise CommandError(
@@ -161,11 +167,12 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     """Build the runner, and with it the model, that a config asks for.
 
     Args:
         cfg: The whole config.
+        splits: Which data loaders and evaluators are used. Defaults to all.
 
     Raises:
         CommandError: If the config's values do not fit, or the launcher needs GPUs.
@@ -173,7 +180,7 @@ def build_runner(cfg: Config) -> Runner:
     on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
     if on_cpu:
         distribute_on_cpu(cfg)
-    check_parts(cfg)
+    check_parts(cfg, splits)
     try:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
@@ -246,7 +253,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     """
     hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
-    if hook is not None and hook.type == 'CheckpointHook':
+    if hook is not None and type_name(hook) in ('CheckpointHook', 'mmengine.CheckpointHook'):
         hook.type = 'mmbiformer.CheckpointHook'
     register_safe_loader()
     if resume is None and cfg.get('resume'):
@@ -284,7 +291,7 @@ def random_weights_message(cfg: Config) -> str | None:
     backbone = cfg.model.backbone
     if backbone.get('init_cfg') or cfg.get('load_from') or cfg.get('resume'):
         return None
-    url = AUTHORS_URLS.get(backbone.type.rpartition('.')[2], AUTHORS_URLS['BiFormer'])
+    url = AUTHORS_URLS.get(type_name(backbone).rpartition('.')[2], AUTHORS_URLS['BiFormer'])
     return (
         'The backbone starts from random weights. Published figures of detection and segmentation '
         f'need the ImageNet weights that the authors publish at {url}: download a file and '
@@ -301,7 +308,8 @@ def drop_amp_without_gpu(cfg: Config) -> str | None:
     Returns:
         str | None: What to tell the user, if anything was changed.
     """
-    if cfg.optim_wrapper.get('type') != 'AmpOptimWrapper' or torch.cuda.is_available():
+    amp = type_name(cfg.optim_wrapper).rpartition('.')[2] == 'AmpOptimWrapper'
+    if not amp or torch.cuda.is_available():
         return None
     cfg.optim_wrapper.type = 'OptimWrapper'
     for key in ('loss_scale', 'dtype'):
@@ -325,7 +333,7 @@ def drop_sync_bn_without_gpu(cfg: Config) -> str | None:
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
-            if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            if type_name(node).rpartition('.')[2] in ('SyncBN', 'MMSyncBN', 'SyncBatchNorm'):
                 node['type'], found = 'BN', True
             stack += node.values()
         elif isinstance(node, (list, tuple)):

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
-from .checks import CommandError, data_paths, not_built
+from .checks import CommandError, data_paths, is_out_of_memory, not_built
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -56,6 +56,8 @@ def faults_explained(cfg: Config, splits: tuple[str, ...] = ('train', 'val')) ->
 
 
 def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | None:
+    if is_out_of_memory(error):
+        return None
     text = str(error)
     last_line = (text.strip().splitlines() or [''])[-1].rstrip('.')
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -74,7 +76,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
         return (
             f'{cfg.get("load_from")} cannot be resumed from: {type(error).__name__}: {last_line}. '
             'Resume with the settings it was trained with, or start from its weights with '
-            '--cfg-options load_from=FILE in another --work-dir'
+            f'--cfg-options load_from={cfg.get("load_from")} in another --work-dir'
         )
     if match := re.match(r'DataLoader worker \(pid.*', text):
         return (
@@ -87,6 +89,11 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             return (
                 f'an image file is empty; `find {" ".join(folders) or "DATA"} -type f -empty` '
                 f'names it. Mend it, or take it out of the annotation file.{resume}'
+            )
+        if 'stack expects each tensor to be equal size' in last_line:
+            return (
+                f'the images of a batch differ in size: {last_line.partition("but ")[2]}. Let the '
+                f'pipeline of the data loader in {cfg.filename} resize or crop them to one'
             )
         name = re.match(r'Caught (\w+)|', text)[1] or type(error).__name__
         return (
@@ -104,18 +111,22 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):
         paths = data_paths(cfg, _splits(part, splits))
         reason = (
-            'no image has any of the configured classes. Let metainfo.classes name classes of the '
-            'annotations in'
+            'no image has an annotation of the configured classes. Let metainfo.classes name '
+            'categories of the annotation file, whose image_id and category_id must be those of '
+            'its images and categories:'
             if any(path.endswith('.json') for path in paths)
             else 'no image was found. Look at its data_prefix, img_suffix and seg_map_suffix, and '
             'into'
         )
+        paths = [path for path in paths if path.endswith('.json')] or paths
         return f'{part or "a data set"} of {cfg.filename} is empty: {reason} {" and ".join(paths)}'
     if any(re.search(r'/pycocotools/\w+\.pyx?$', file) for file in files):
-        paths = [path for path in data_paths(cfg, splits) if path.endswith('.json')]
+        evaluated = tuple(split for split in splits if split != 'train') or splits
+        paths = [path for path in data_paths(cfg, evaluated) if path.endswith('.json')]
         return (
-            f'the evaluation cannot read an annotation: {type(error).__name__}: {last_line}. Look '
-            f'for polygons of less than 6 numbers and for damaged masks in {" and ".join(paths)}'
+            f'the evaluation fails: {type(error).__name__}: {last_line}. Data set and evaluator '
+            'must have the same annotation file, without polygons of less than 6 numbers or '
+            f'damaged masks: {" and ".join(paths)}'
         )
     if _is_of_classes(error, files):
         counts = sorted(_values(cfg.get('model'), 'num_classes'))
@@ -124,6 +135,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'every head in {cfg.filename} (now {", ".join(map(str, counts)) or "not set"}) to '
             'the number of classes of the data'
         )
+    if isinstance(error, OSError) and not str(error.filename).endswith('.json'):
+        return None  # an image, say: run_command names it
     if _within(files, 'base_dataset.py') or isinstance(error, json.JSONDecodeError):
         files = [path for path in data_paths(cfg, splits) if path.endswith('.json')]
         return (
@@ -160,9 +173,15 @@ def _is_of_config(error: Exception, part: str | None, files: set[str]) -> bool:
     reading = _within(files, 'base_dataset.py') or any(
         re.search(r'/coco(_api)?\.py$', file) for file in files
     )
-    return (
-        part is not None and not reading and not isinstance(error, (OSError, json.JSONDecodeError))
-    )
+    if part is None or reading or isinstance(error, json.JSONDecodeError):
+        return False
+    if isinstance(error, TypeError):
+        return bool(
+            re.search(
+                r'unexpected keyword argument|missing \d+ required|not supported between', text
+            )
+        )
+    return isinstance(error, (AssertionError, ImportError, ValueError))
 
 
 def _is_of_classes(error: Exception, files: set[str]) -> bool:

@@ -43,6 +43,8 @@ def main() -> None:
     check_file(str(args.src), 'SRC')
     if args.dst.is_dir():
         raise CommandError(f'{args.dst} is a folder; give DST as FOLDER/NAME.pth')
+    if args.dst.suffix != '.pth':
+        raise CommandError(f'{args.dst}: give DST a name in .pth')
     check_writable(str(args.dst.parent), 'DST')
     register_safe_loader()
     load_whole_model(str(args.src))

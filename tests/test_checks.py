@@ -1,0 +1,123 @@
+"""What the checks before a run must leave alone: all that MMEngine and the hosts take."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+from torch.optim import SGD
+from toy_training import config_text
+
+from mmbiformer.engine.checks import (
+    CommandError,
+    check_parts,
+    check_settings,
+    check_testing,
+    check_training,
+    has_our_backbone,
+)
+from mmbiformer.engine.command_line import (
+    drop_amp_without_gpu,
+    make_resumable,
+    random_weights_message,
+)
+from mmbiformer.models import BiFormer
+
+HOSTS = {
+    'mmdet': [
+        'retinanet/retinanet_r18_fpn_1x_coco.py',
+        'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        'yolox/yolox_tiny_8xb8-300e_coco.py',
+        'lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py',
+        'pascal_voc/retinanet_r50_fpn_1x_voc0712.py',
+        'objects365/retinanet_r50-syncbn_fpn_1350k_objects365v1.py',
+    ],
+    'mmseg': [
+        'fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+        'unet/unet-s5-d16_fcn_4xb4-40k_drive-64x64.py',
+        'segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512.py',
+    ],
+    'mmpretrain': [
+        'resnet/resnet18_8xb16_cifar10.py',
+        'resnet/resnet50_8xb32-mixup_in1k.py',
+        'convnext/convnext-tiny_32xb128_in1k.py',
+    ],
+}
+
+
+@pytest.mark.parametrize('name', [f'{host}/{name}' for host in HOSTS for name in HOSTS[host]])
+def test_configs_of_hosts(name):
+    host, _, path = name.partition('/')
+    folder = Path(find_spec(host).origin).parent / '.mim/configs'
+    cfg = Config.fromfile(folder / path)
+    drop_amp_without_gpu(cfg)
+    check_settings(cfg)
+    check_training(cfg)
+    check_testing(cfg)
+    check_parts(cfg)
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    (tmp_path / 'toy.py').write_text(config_text())
+    cfg = Config.fromfile(tmp_path / 'toy.py')
+    cfg.work_dir = str(tmp_path / 'work')
+    return cfg
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TwoOptimizers:
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        return OptimWrapperDict(
+            **{name: OptimWrapper(SGD(model.parameters(), lr=1.0)) for name in 'ab'}
+        )
+
+
+@pytest.mark.parametrize(
+    'schedule', [dict(a=[dict(type='ConstantLR')], b=[]), [dict(type='ConstantLR')]]
+)
+def test_several_optimizers(cfg, schedule):
+    cfg.optim_wrapper = dict(constructor='TwoOptimizers')
+    cfg.param_scheduler = schedule
+    check_settings(cfg)
+    check_parts(cfg)
+
+
+def test_what_is_not_used(cfg):
+    cfg.test_evaluator = dict(type='Nothing')
+    check_parts(cfg, ('train', 'val'))
+    with pytest.raises(CommandError, match=r'test_evaluator .* Nothing is not in the metric'):
+        check_parts(cfg)
+    with pytest.raises(CommandError, match=r'has no test_dataloader = .*testing needs'):
+        check_testing(cfg)
+
+
+def test_data_sets_of_others(cfg):
+    """Which have arguments of their own under usual names."""
+    cfg.train_dataloader.dataset = dict(
+        type='ToyDataset', dataset='coco', ann_file=['a.json', 'b.json'], data_root=['x', 'y']
+    )
+    check_settings(cfg)
+
+
+def test_types_that_are_classes(cfg):
+    """As in new-style configs."""
+    cfg = ConfigDict(cfg._cfg_dict)
+    cfg.model.backbone.type = BiFormer
+    cfg.default_hooks.checkpoint.type = CheckpointHook
+    cfg.optim_wrapper.type = AmpOptimWrapper
+    assert has_our_backbone(cfg)
+    assert 'random weights' in random_weights_message(cfg)
+    make_resumable(cfg)
+    assert cfg.default_hooks.checkpoint.type == 'mmbiformer.CheckpointHook'
+    if drop_amp_without_gpu(cfg):
+        assert cfg.optim_wrapper.type == 'OptimWrapper'
+    cfg.model.backbone.type = nn.Linear
+    assert not has_our_backbone(cfg)
