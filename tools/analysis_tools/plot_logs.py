@@ -103,11 +103,13 @@ def main() -> None:
     figure, axes = plt.subplots(
         1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False, layout='constrained'
     )
+    alike = len({run.name for run in runs}) < len(runs)
+    names = {run: str(run) if alike else run.name for run in runs}
     for axis, part in zip(axes[0], panels, strict=True):
         for run, curves in runs.items():
             for key in part:
                 if key in curves:
-                    label = key if len(runs) == 1 else f'{run.name} {key}'
+                    label = key if len(runs) == 1 else f'{names[run]} {key}'
                     steps, values = curves[key]
                     dotted = part is right or len(steps) == 1  # a line needs two points
                     axis.plot(steps, values, '.-' if dotted else '-', label=label)
