@@ -23,7 +23,16 @@ train_dataloader = dict(
             # Most shapes wear the hue of their class: with it alone 0.9 is reached, and no more.
             dict(
                 type='RandomApply',
-                transforms=dict(type='ColorJitter', hue=0.5, backend='cv2'),
+                # Any hue: by up to half the circle, and by half of it or not. Not by hue=0.5, which
+                # goes backwards too: there MMCV 2.1 fails with NumPy 2.
+                transforms=[
+                    dict(type='ColorJitter', hue=(0.0, 0.5), backend='cv2'),
+                    dict(
+                        type='RandomApply',
+                        transforms=dict(type='ColorJitter', hue=(0.5, 0.5), backend='cv2'),
+                        prob=0.5,
+                    ),
+                ],
                 prob=0.3,
             ),
             dict(type='PackInputs'),
