@@ -105,8 +105,12 @@ def twice(content):
 
 
 FILES = {  # whole files that are looked into before a run, by what MMDetection makes of them
-    'other images': (each('image_id', 99), 'annotations have a image_id that nothing has', '99'),
-    'texts for numbers': (each('category_id', '1'), 'a category_id that nothing has', "'1'"),
+    'other images': (each('image_id', 99), 'annotations name no entry by image_id', '99'),
+    'texts for numbers': (
+        each('category_id', '1'),
+        'annotations name no entry by category_id',
+        "'1'",
+    ),
     'two images of one id': (twice, 'several of its image entries have the id 0'),
     'no categories': (lambda c: c.pop('categories'), 'images, annotations, categories'),
     'nothing to evaluate': (lambda c: c['annotations'].clear(), 'nothing to evaluate'),

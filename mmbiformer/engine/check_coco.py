@@ -36,7 +36,7 @@ def check_coco(path: str, evaluated: bool) -> str | None:
         known = {_hashable(item.get('id')) for item in items}
         wrong = [a.get(name) for a in annotations if _hashable(a.get(name)) not in known]
         if wrong:
-            return f'{len(wrong)} annotations have a {name} that nothing has, such as {_few(wrong)}'
+            return f'{len(wrong)} annotations name no entry by {name}, such as {_few(wrong)}'
     if evaluated and not annotations:
         return 'it has no annotations, so there is nothing to evaluate'
     if evaluated and (lacking := sum('iscrowd' not in a for a in annotations)):
