@@ -60,13 +60,13 @@ def attend(name, dtype):
 
 def watch_launches():
     """Note the name of every attention kernel that runs, and which way is taken."""
-    ran, plain = [], launch.Call.launch
+    ran, plain = [], launch.Plan.launch
 
     def note(self, kernel, *args, **kwargs):
         ran.append((kernel.fn.__name__, self.all, self.one_pass))
         return plain(self, kernel, *args, **kwargs)
 
-    launch.Call.launch = note
+    launch.Plan.launch = note
     return ran
 
 

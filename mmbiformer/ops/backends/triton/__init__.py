@@ -7,6 +7,7 @@ order, so that they are equal from run to run.
 
 import os
 from importlib.util import find_spec
+from math import prod
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ DTYPES = (torch.float16, torch.float32, *(() if INTERPRETED else (torch.bfloat16
 LARGEST_HEAD = 128
 LARGEST_MAP = 2**19  # tokens; the kernels divide in float32
 LARGEST_BATCH = 2**16 - 1  # what CUDA takes as the second side of a grid
+LARGEST_IMAGE = 2**31 - 1  # elements from the first to the last of an image; offsets are 32 bits
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -42,10 +44,19 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
         return f'heads of {widest} channels are wider than {LARGEST_HEAD}'
     if max(x.shape[1] * x.shape[2] for x in (query, key)) > LARGEST_MAP:
         return f'a map has more than {LARGEST_MAP} tokens'
-    # In a graph for all sizes the question would fix the answer.
-    if not torch.compiler.is_compiling() and query.shape[0] > LARGEST_BATCH:
+    if torch.compiler.is_compiling():
+        return None  # in a graph for all sizes further questions would fix the answer
+    if query.shape[0] > LARGEST_BATCH:
         return f'a batch has more than {LARGEST_BATCH} images'
+    if max(map(span, (query, key, value))) > LARGEST_IMAGE:
+        return f'an image spans more than {LARGEST_IMAGE} elements'
     return None
+
+
+def span(x: Tensor) -> int:
+    """Elements that an image reaches over in memory, or that one made like it would."""
+    (_, *size), (_, *strides) = x.shape, x.stride()
+    return max(prod(size), 1 + sum((n - 1) * step for n, step in zip(size, strides, strict=True)))
 
 
 @torch.compiler.assume_constant_result

@@ -1,6 +1,7 @@
 """From tensors to launches: which way, which tiles, which grid."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from math import log, prod
 
@@ -44,12 +45,13 @@ def forward(
         logit and one over its sum of exponentials, (B, heads, 2, Hq * Wq).
     """
     batch, height, width, _ = query.shape
-    call = Call(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
     with torch.cuda.device_of(query), unfilled_memory():
+        routes = routes.contiguous()
         out = query.new_empty(batch, height, width, value.shape[3])
         stats = query.new_empty(batch, num_heads, 2, height * width, dtype=torch.float32)
-        tensors = query, key, value, call.routes, call.counts(), out, stats
-        call.launch(attend, tensors, (query, key, value))
+        tensors = query, key, value, routes, plan.counts(routes), out, stats
+        plan.launch(attend, tensors, (query, key, value))
     return out, stats
 
 
@@ -67,47 +69,85 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, contiguous, from those of :func:`forward`'s output."""
-    call = Call(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
     maps = query, key, value, grad_out
     with torch.cuda.device_of(query), unfilled_memory():
+        routes = routes.contiguous()
         grads = tuple(x.new_empty(x.shape) for x in (query, key, value))
         delta = torch.empty_like(stats[:, :, 0])
-        counts = call.counts()
-        if not call.one_pass:
-            tensors = query, key, value, call.routes, counts, out, stats, grad_out, grads[0], delta
-            call.launch(grad_of_query, tensors, maps)
-        inverse = call.inverse()
+        counts = plan.counts(routes)
+        if not plan.one_pass:
+            tensors = query, key, value, routes, counts, out, stats, grad_out, grads[0], delta
+            plan.launch(grad_of_query, tensors, maps)
+        inverse = plan.inverse(routes)
         tensors = query, key, value, *inverse, counts, stats, delta, grad_out, *grads
-        call.launch(grad_of_key_and_value, tensors, maps, ONE_PASS=call.one_pass)
+        plan.launch(grad_of_key_and_value, tensors, maps)
     return grads
 
 
-class Call:
-    """One call's geometry and everything its launches share."""
+def plan_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    routes: Tensor,
+    num_heads: int,
+    region_size: Sequence[int],
+    key_region_size: Sequence[int],
+    scale: float,
+) -> 'Plan':
+    """The plan of a call, made once for each geometry: that takes longer than a launch."""
+    return _cached_plan(
+        query.shape,
+        key.shape,
+        value.shape,
+        routes.shape,
+        query.element_size(),
+        num_heads,
+        tuple(region_size),
+        tuple(key_region_size),
+        scale,
+    )
+
+
+class Plan:
+    """The geometry of a call, and how each kernel works on it.
+
+    Args:
+        query: Shape of the queries, as the others (B, H, W, C).
+        key: Shape of the keys.
+        value: Shape of the values.
+        routes: Shape of the routes, (B, Rq, k).
+        element_size: Of the maps, in bytes.
+        num_heads: Number of heads.
+        region_size: Height and width of a query region, in tokens.
+        key_region_size: Height and width of a key region, in tokens.
+        scale: Factor on the logits.
+    """
 
     def __init__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        routes: Tensor,
+        query: torch.Size,
+        key: torch.Size,
+        value: torch.Size,
+        routes: torch.Size,
+        element_size: int,
         num_heads: int,
-        region_size: Sequence[int],
-        key_region_size: Sequence[int],
+        region_size: tuple[int, int],
+        key_region_size: tuple[int, int],
         scale: float,
     ) -> None:
-        self.routes = routes.contiguous()
-        self.batch, self.regions, self.topk = routes.shape
-        self.key_regions = prod(num_regions(key.shape[1:3], key_region_size))
-        self.dims = query.shape[3] // num_heads, value.shape[3] // num_heads
-        self.num_heads, self.scale = num_heads, scale
-        self.element_size = query.element_size()
-        columns = num_regions(query.shape[1:3], region_size)[1]
-        key_columns = num_regions(key.shape[1:3], key_region_size)[1]
-        self.key_sizes = *key.shape[1:3], *key_region_size, key_columns
+        self.batch, self.regions, self.topk = routes
+        self.key_regions = prod(num_regions(key[1:3], key_region_size))
+        self.dims = query[3] // num_heads, value[3] // num_heads
+        self.num_heads = num_heads
+        self.scales = scale, scale / log(2)  # for exponentials to base 2, rounded once
+        self.element_size = element_size
+        columns = num_regions(query[1:3], region_size)[1]
+        key_columns = num_regions(key[1:3], key_region_size)[1]
+        self.key_sizes = *key[1:3], *key_region_size, key_columns
         self.sizes = (
-            *(*query.shape[1:3], *region_size, self.regions, columns),
-            *(*key.shape[1:3], *key_region_size, self.key_regions, key_columns),
+            *(*query[1:3], *region_size, self.regions, columns),
+            *(*key[1:3], *key_region_size, self.key_regions, key_columns),
             self.topk,
         )
         self.ragged = not (divides(region_size, query) and divides(key_region_size, key))
@@ -119,16 +159,15 @@ class Call:
         self.all = cheaper and self.topk <= 2048
         key_total = self.key_regions * self.key_tokens
         self.counted = triton.cdiv(key_total, COUNT_BLOCK) * COUNT_BLOCK if self.all else 0
+        names = 'attend', 'grad_of_query', 'grad_of_key_and_value'
+        self.tilings = {name: self.tiling(name) for name in names}
         # Where all keys of a query are in one tile, one kernel makes all gradients.
-        alone = self.tiling('grad_of_key_and_value')[1] == 1
-        self.one_pass = self.topk == 1 and not self.all and alone
+        _, tiles, constants = self.tilings['grad_of_key_and_value']
+        self.one_pass = self.topk == 1 and not self.all and tiles == 1
+        constants['ONE_PASS'] = self.one_pass
 
     def launch(
-        self,
-        kernel: triton.JITFunction,
-        tensors: Sequence[Tensor],
-        maps: Sequence[Tensor],
-        **constants: bool,
+        self, kernel: triton.JITFunction, tensors: Sequence[Tensor], maps: Sequence[Tensor]
     ) -> None:
         """Run a kernel with one program per tile of a query region, or key region, and head.
 
@@ -136,9 +175,8 @@ class Call:
             kernel: One of the attention kernels.
             tensors: Its tensors, in order.
             maps: The maps among them whose strides it takes.
-            constants: Further constants of the kernel.
         """
-        regions, tiles, meta = self.tiling(kernel.__name__)
+        regions, tiles, constants = self.tilings[kernel.__name__]
         if self.batch:
             kernel[(regions * tiles * self.num_heads, self.batch)](
                 *tensors,
@@ -147,20 +185,12 @@ class Call:
                 self.counted,
                 tiles,
                 self.num_heads,
-                self.scale,
-                self.scale / log(2),  # for exponentials to base 2, rounded once
-                DIM=self.dims[0],
-                VALUE_DIM=self.dims[1],
-                BLOCK_DIM=padded(self.dims[0]),
-                BLOCK_VALUE_DIM=padded(self.dims[1]),
-                ALL=self.all,
-                RAGGED=self.ragged,
+                *self.scales,
                 **constants,
-                **meta,
             )
 
     def tiling(self, kernel: str) -> tuple[int, int, dict[str, int]]:
-        """Regions of a launch, tiles of each, and the kernel's tile and how it is worked on."""
+        """Regions of a launch, tiles of each, and the kernel's constants."""
         by_query = kernel != 'grad_of_key_and_value'
         if self.all:
             regions = 1
@@ -184,29 +214,35 @@ class Call:
         if one_tile:  # no running maximum, and nothing to load ahead
             columns, stages = 64, 1
         rows, columns = min(rows, most, padded(queries)), min(columns, most, padded(keys))
-        meta = dict(
+        constants = dict(
+            DIM=self.dims[0],
+            VALUE_DIM=self.dims[1],
+            BLOCK_DIM=padded(self.dims[0]),
+            BLOCK_VALUE_DIM=padded(self.dims[1]),
             BLOCK_ROWS=rows,
             BLOCK_COLUMNS=columns,
+            ALL=self.all,
+            RAGGED=self.ragged,
+            MASKED=self.ragged or keys % columns != 0,
             num_warps=min(8, warps * wider),
             num_stages=stages,
         )
-        meta['MASKED'] = self.ragged or keys % columns != 0
         if kernel == 'attend':
-            meta['ONE_TILE'] = one_tile
+            constants['ONE_TILE'] = one_tile
         tiles = triton.cdiv(queries, rows) if by_query else triton.cdiv(keys, columns)
-        return regions, tiles, meta
+        return regions, tiles, constants
 
-    def counts(self) -> Tensor:
+    def counts(self, routes: Tensor) -> Tensor:
         """How often each key is listed for each query region, (B, Rq, tokens in regions).
 
         Only needed, and only counted, where all tokens attend to all.
         """
         if not (self.all and self.batch):
-            return self.routes
+            return routes
         shape = self.batch, self.regions, self.counted
-        counts = torch.empty(shape, dtype=torch.float16, device=self.routes.device)
+        counts = torch.empty(shape, dtype=torch.float16, device=routes.device)
         count_routes[(self.batch * self.regions, self.counted // COUNT_BLOCK)](
-            self.routes,
+            routes,
             counts,
             self.topk,
             *self.key_sizes,
@@ -216,19 +252,19 @@ class Call:
         )
         return counts
 
-    def inverse(self) -> tuple[Tensor, Tensor]:
+    def inverse(self, routes: Tensor) -> tuple[Tensor, Tensor]:
         """Query regions by the key region they are routed to, and where each one's list starts.
 
         Only needed, and only made, where tokens do not all attend to all.
         """
         if self.all or not self.batch:
-            return self.routes, self.routes
-        listing = torch.empty_like(self.routes, dtype=torch.int32)
+            return routes, routes
+        listing = torch.empty_like(routes, dtype=torch.int32)
         shape = self.batch, self.key_regions + 1
-        starts = torch.empty(shape, dtype=torch.int32, device=self.routes.device)
+        starts = torch.empty(shape, dtype=torch.int32, device=routes.device)
         block = min(1024, triton.next_power_of_2(self.regions * self.topk))
         invert_routes[(self.batch * (self.key_regions + 1),)](
-            self.routes,
+            routes,
             listing,
             starts,
             self.regions,
@@ -240,9 +276,12 @@ class Call:
         return listing, starts
 
 
-def divides(region_size: Sequence[int], x: Tensor) -> bool:
-    """Whether all regions of a map are whole."""
-    return x.shape[1] % region_size[0] == 0 and x.shape[2] % region_size[1] == 0
+_cached_plan = functools.lru_cache(maxsize=1024)(Plan)
+
+
+def divides(region_size: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether all regions of a map (B, H, W, C) are whole."""
+    return shape[1] % region_size[0] == 0 and shape[2] % region_size[1] == 0
 
 
 def padded(n: int) -> int:

@@ -103,8 +103,8 @@ def load_tokens(
 ):
     """A tile (tokens, BLOCK) of one head; zero beyond the map and beyond DIM."""
     channel = tl.arange(0, BLOCK)
-    offset = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
-    pointers = base + offset[:, None] + (channel * stride_c)[None, :]
+    offset = y * stride_y + x * stride_x
+    pointers = (base + offset)[:, None] + (channel * stride_c)[None, :]
     return tl.load(pointers, mask=exists[:, None] & (channel < DIM)[None, :], other=0.0)
 
 
@@ -112,8 +112,8 @@ def load_tokens(
 def store_tokens(base, tile, y, x, exists, width, stride, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """Write a tile (tokens, BLOCK) of one head into a contiguous map of ``stride`` channels."""
     channel = tl.arange(0, BLOCK)
-    offset = (y.to(tl.int64) * width + x) * stride
-    pointers = base + offset[:, None] + channel[None, :]
+    offset = (y * width + x) * stride
+    pointers = (base + offset)[:, None] + channel[None, :]
     mask = exists[:, None] & (channel < DIM)[None, :]
     tl.store(pointers, tile.to(base.dtype.element_ty), mask=mask)
 
