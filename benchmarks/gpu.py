@@ -8,13 +8,14 @@ Example:
 """
 
 import argparse
+import gc
 import json
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,8 @@ from mmbiformer.ops import route_regions, routed_attention
 from mmbiformer.ops.regions import region_of_token, split_regions
 
 HEAD_DIM = 32
-WIDTH = 38  # of a column of the tables
+WIDTH = 32  # of a column of the tables
+STARTED = time.perf_counter()
 
 
 @dataclass
@@ -91,8 +93,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--repeats', type=int, default=30)
+    parser.add_argument(
+        '--compile', action='store_true', help='time networks with torch.compile too, for minutes'
+    )
     parser.add_argument('--out', type=Path, help='write the results as JSON')
     return parser.parse_args()
+
+
+def progress(what: str) -> None:
+    """Say what is measured next, and when."""
+    print(f'{time.perf_counter() - STARTED:6.0f} s  {what}', flush=True)
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
@@ -109,19 +119,25 @@ def milliseconds(step: Callable[[], Any], repeats: int) -> float:
     """Median time of a step on the GPU, each from a cold cache.
 
     The GPU sleeps first, so that all of a short step is queued before it begins. The cache is
-    filled by reading: what was written would have to be written back while the step runs.
+    filled by reading: what was written would have to be written back while the step runs. Python
+    collects no garbage meanwhile: after compilers have run, that takes long.
     """
     flush = torch.ones(2**26, device='cuda')
     events = []
-    for repeat in range(repeats + 5):
-        flush.sum()
-        torch.cuda._sleep(1_000_000)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        if repeat >= 5:  # the first warm up
-            events.append((start, end))
+    gc.collect()
+    gc.disable()
+    try:
+        for repeat in range(repeats + 5):
+            flush.sum()
+            torch.cuda._sleep(4_000_000)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            if repeat >= 5:  # the first warm up
+                events.append((start, end))
+    finally:
+        gc.enable()
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events)
 
@@ -191,6 +207,7 @@ def dense(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
 
 def flex(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
     """FlexAttention on tokens sorted by region, so that whole blocks can be skipped."""
+    from torch._functorch import config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     heads, tokens = stage.options()['num_heads'], math.prod(stage.size)
@@ -202,6 +219,7 @@ def flex(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
         lambda b, h, i, j: listed[b, region[i], region[j]], len(routes), None, tokens, tokens
     )
     compiled = torch.compile(flex_attention)
+    config.donated_buffer = False  # the backward pass is timed repeatedly
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (
@@ -269,9 +287,21 @@ def make_network(name: str) -> nn.Module:
     return net.cuda().to(memory_format=torch.channels_last)
 
 
-def time_network(name: str, batch: int, repeats: int) -> dict[str, float]:
-    """Images per second, of training and inference under autocast, and with bfloat16 weights."""
-    net = make_network(name).train()
+def captured(step: Callable[[], Any]) -> Callable[[], None]:
+    """A step as a CUDA graph: all its kernels at once, without the processor."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def time_network(name: str, batch: int, repeats: int, compiled: bool = False) -> dict[str, float]:
+    """Images per second.
+
+    In training and inference under autocast, with bfloat16 weights, and with these as a CUDA graph.
+    """
+    plain = make_network(name).train()
+    net = torch.compile(plain) if compiled else plain
     torch.cuda.reset_peak_memory_stats()
     x = torch.randn(batch, 3, 224, 224, device='cuda').to(memory_format=torch.channels_last)
 
@@ -281,32 +311,39 @@ def time_network(name: str, batch: int, repeats: int) -> dict[str, float]:
         return out[0] if isinstance(out, tuple) else out
 
     def training_step() -> None:
-        net.zero_grad(set_to_none=True)
+        plain.zero_grad(set_to_none=True)
         forward().float().square().mean().backward()
 
-    training = milliseconds(training_step, repeats)
+    times = dict(training=milliseconds(training_step, repeats))
     peak = torch.cuda.max_memory_allocated()
-    net.eval()
+    plain.zero_grad(set_to_none=True)
+    plain.eval()
     with torch.inference_mode():
-        inference = milliseconds(forward, repeats)
-        net.bfloat16()
+        times['inference'] = milliseconds(forward, repeats)
+        plain.bfloat16()
         x = x.bfloat16()
-        half = milliseconds(lambda: net(x), repeats)
-    times = dict(training=training, inference=inference, inference_bf16_weights=half)
+        times['inference_bf16'] = milliseconds(lambda: net(x), repeats)
+        times['inference_graph'] = milliseconds(captured(lambda: net(x)), repeats)
     speeds = {f'{key}_images_per_s': 1e3 * batch / value for key, value in times.items()}
     return dict(speeds, training_peak_bytes=peak)
 
 
-def measure_networks(batch: int, repeats: int) -> dict[str, Any]:
-    """BiFormer-S and its rivals."""
-    names = 'mmbiformer', 'published gather', 'swin_base_patch4_window7_224', 'convnext_base'
-    rows = {name: attempt(lambda name=name: time_network(name, batch, repeats)) for name in names}
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    rows['mmbiformer, deterministic mode'] = attempt(
-        lambda: time_network('mmbiformer', batch, repeats)
-    )
-    torch.use_deterministic_algorithms(False)
-    return rows
+NETWORKS = 'mmbiformer', 'published gather', 'swin_base_patch4_window7_224', 'convnext_base'
+
+
+def measure_networks(
+    record: dict[str, Any], args: argparse.Namespace, mode: str, names: Sequence[str]
+) -> None:
+    """Networks as they are, compiled, or in deterministic mode; adds a row for each."""
+    for name in names:
+        title = name if mode == 'plain' else f'{name}, {mode}'
+        progress(title)
+        torch.use_deterministic_algorithms(mode == 'deterministic', warn_only=True)
+        record['networks'][title] = attempt(
+            lambda name=name: time_network(name, args.batch, args.repeats, mode == 'compiled')
+        )
+        torch.use_deterministic_algorithms(False)
+        keep(record, args.out)
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
@@ -353,20 +390,26 @@ def main() -> None:
     for name, stage in (STAGES | AWKWARD).items():
         for dtype in DTYPES:
             title = f'{name}, {str(dtype).removeprefix("torch.")}'
+            progress(title)
             record['parity'][title] = attempt(lambda stage=stage, dtype=dtype: parity(stage, dtype))
     show_parity(record['parity'])
     keep(record, args.out)
+    record['networks'] = {}
+    measure_networks(record, args, 'plain', NETWORKS)
+    measure_networks(record, args, 'deterministic', NETWORKS[:1])
+    show('network at 224x224', record['networks'])
     record['attention'] = {}
     for name, stage in STAGES.items():
+        progress(f'attention, {name}')
         rows = attempt(
             lambda stage=stage: measure_stage(stage, args.batch, bandwidth, args.repeats)
         )
         record['attention'][name] = rows
         show(f'attention, {name}', rows if 'error' not in rows else {name: rows})
         keep(record, args.out)
-    record['networks'] = measure_networks(args.batch, args.repeats)
-    show('network at 224x224', record['networks'])
-    keep(record, args.out)
+    if args.compile:
+        measure_networks(record, args, 'compiled', NETWORKS)
+        show('network at 224x224', record['networks'])
     if args.out:
         print(f'\nwrote {args.out}')
 

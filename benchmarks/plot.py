@@ -28,6 +28,7 @@ FILES = dict(
     grids='cpu_grids.json',
     deterministic='cpu_deterministic.json',
     compile='cpu_compile.json',
+    gpu='gpu.json',
 )
 MODELS = dict(biformer='BiFormer-S', debiformer='DeBiFormer-S', coco='BiFormer-S, 16x16 grid')
 # Of cpu.json as it was before sizes were written down.
@@ -273,14 +274,97 @@ BiFormer-S at 224x224: `torch.use_deterministic_algorithms(True)` and `torch.com
 """
 
 
+def gpu_section(results: Results, folder: Path) -> str:
+    """The fused kernels, and networks, on a GPU."""
+    record = results.get('gpu')
+    if record is None:
+        return ''
+    stages = {name: rows for name, rows in record.get('attention', {}).items() if 'floor' in rows}
+    ways = list(dict.fromkeys(way for rows in stages.values() for way in rows))
+    figure, panels = plt.subplots(
+        1, max(1, len(stages)), figsize=(11, 3), sharex=True, sharey=True, squeeze=False
+    )
+    body = []
+    for axes, (stage, rows) in zip(panels[0], stages.items(), strict=False):
+        rows = {way: rows[way] for way in ways if 'error' not in rows.get(way, {'error': ''})}
+        for shift, (key, color) in enumerate((('forward', '#2a6f97'), ('backward', '#a9d6e5'))):
+            values = [1e3 * row[f'{key}_ms'] for row in rows.values()]
+            places = [ways.index(way) + 0.4 * shift - 0.2 for way in rows]
+            axes.barh(places, values, 0.4, label=key, color=color)
+        axes.set(xscale='log', xlim=(8, None), xlabel='µs', title=stage)
+        for way, row in rows.items():
+            cells = []
+            for key in ('forward_ms', 'backward_ms'):
+                floor = rows['floor'][key] / row[key]
+                cells += [f'{1e3 * row[key]:.0f} µs', f'{100 * floor:.0f} %']
+            body.append([stage, way, *cells])
+    panels[0][0].set_yticks(range(len(ways)), ways)
+    panels[0][0].invert_yaxis()
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc='center left', bbox_to_anchor=(0.91, 0.5)
+    )
+    save(figure, folder / 'gpu.svg')
+    head = ['', '', 'forward', 'floor / time', 'backward', 'floor / time']
+    networks = []
+    for name, row in record.get('networks', {}).items():
+        if 'error' not in row:
+            speeds = [f'{row[f"{key}_images_per_s"]:.0f}' for key in GPU_SPEEDS]
+            networks.append([name, *speeds, f'{row["training_peak_bytes"] / 2**30:.1f} GiB'])
+    checks = [row for row in record['parity'].values() if 'error' not in row]
+    held = sum(within_budget(row) for row in checks)
+    known = record['environment']
+    notes = ''.join(f'- {note}.\n' for note in record.get('notes', []))
+    return f"""## On a GPU
+
+Attention of BiFormer-S at 224x224, batch {record['batch']}, bfloat16, from a cold cache. Floor: the
+time that memory alone would take, each map read or written once at
+{record['copy_bytes_per_s'] / 1e12:.2f} TB/s, as fast as copying.
+
+![Time of attention](speed/gpu.svg)
+
+{table(head, *body)}
+
+Networks at 224x224, images per second: training and inference under autocast to bfloat16, inference
+with bfloat16 weights, and these as a CUDA graph, which no processor can hold up.
+
+{table(['', *GPU_SPEEDS.values(), 'memory of training'], *networks)}
+
+{held} of {len(record['parity'])} comparisons with float64 (15 shapes, three precisions, output and
+gradients) were within twice the reference's error in that precision, and equal bit by bit in two
+runs.
+
+{notes}
+{known['gpu']}, torch {known['torch']}, Triton {known['triton']}, timm {known['timm']}, mmbiformer
+{known['mmbiformer']}, {known['date']}: [{FILES['gpu']}](../benchmarks/results/{FILES['gpu']}),
+`python -m benchmarks.gpu --out benchmarks/results/{FILES['gpu']}`. More: [gpu.md](gpu.md).
+"""
+
+
+GPU_SPEEDS = dict(
+    training='training',
+    inference='inference',
+    inference_bf16='bfloat16 weights',
+    inference_graph='as a graph',
+)
+
+
+def within_budget(row: dict[str, Any]) -> bool:
+    """Whether the kernels erred at most twice as much as the reference, and equally in two runs."""
+    pairs = zip(row['triton'], row['reference'], strict=True)
+    return row['equal_in_two_runs'] and all(found <= 2 * plain for found, plain in pairs)
+
+
 def save(figure: plt.Figure, path: Path) -> None:
     """The same file for the same numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for side in ('top', 'right'):
-        figure.axes[0].spines[side].set_visible(False)
+    for axes in figure.axes:
+        axes.spines[['top', 'right']].set_visible(False)
     with plt.rc_context({'svg.hashsalt': 'mmbiformer', 'svg.fonttype': 'none'}):
         figure.savefig(path, bbox_inches='tight', metadata={'Date': None})
     plt.close(figure)
+
+
+SECTIONS = published_section, rivals_section, grids_section, settings_section, gpu_section
 
 
 def write_page(results: Results, out: Path) -> str:
@@ -293,15 +377,12 @@ def write_page(results: Results, out: Path) -> str:
     Returns:
         str: The page.
     """
-    sections = [
-        section(results, out / 'speed')
-        for section in (published_section, rivals_section, grids_section, settings_section)
-    ]
+    sections = [section(results, out / 'speed') for section in SECTIONS]
     head = """# Speed
 
-Measured on CPU; every ratio is of one run, its candidates timed in turns. `make bench` measures
-what takes minutes, `make bench-long` the rest, and both write this page anew
-(`python -m benchmarks.plot`), from the JSON files alone. GPUs: [gpu.md](gpu.md).
+Measured on CPU but for the last section; every ratio is of one run, its candidates timed in turns.
+`make bench` measures what takes minutes, `make bench-long` the rest, and both write this page anew
+(`python -m benchmarks.plot`), from the JSON files alone.
 """
     page = '\n'.join([head, *filter(None, sections)])
     out.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,28 @@ def fake(folder):
             seconds={'forward': dict(eager=3.0, compiled=2.0)}, compile_seconds={'forward': 42.0}
         ),
     )
+    records['gpu'] = dict(
+        copy_bytes_per_s=4e12,
+        environment=dict(gpu='G', triton='3', torch='2', timm='3', mmbiformer='1', date='D'),
+        parity={
+            'right': dict(triton=[1.9], reference=[1.0], equal_in_two_runs=True),
+            'wrong': dict(triton=[2.1], reference=[1.0], equal_in_two_runs=True),
+            'differs': dict(triton=[1.0], reference=[1.0], equal_in_two_runs=False),
+            'failed': dict(error='no memory'),
+        },
+        attention={
+            'stage 1': {
+                'floor': dict(forward_ms=0.1, backward_ms=0.2),
+                'ours': dict(forward_ms=0.2, backward_ms=0.25),
+                'other': dict(error='no memory'),
+            }
+        },
+        networks={
+            'net': {f'{key}_images_per_s': 1000.0 for key in plot.GPU_SPEEDS}
+            | dict(training_peak_bytes=2**31)
+        },
+        notes=['something to know'],
+    )
     for name, record in records.items():
         (folder / plot.FILES[name]).write_text(json.dumps(common | record))
 
@@ -74,6 +96,10 @@ def test_the_page_says_what_the_results_say(tmp_path):
         '`MALLOC_MMAP_MAX_=0 python -m benchmarks.cpu grids --out benchmarks/results',
         '| deterministic, training step | 1.00 s | 1.25 s | 0.80x |',
         '| compiled, forward (first call: 42 s) | 3.00 s | 2.00 s | 1.50x |',
+        '| stage 1 | ours | 200 µs | 50 % | 250 µs | 80 % |',
+        '| net | 1000 | 1000 | 1000 | 1000 | 2.0 GiB |',
+        '1 of 4 comparisons',
+        '- something to know.',
     ):
         assert row in page
     assert 'DeBiFormer' not in page and 'median of 3, 2 threads' in page
