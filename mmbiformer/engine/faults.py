@@ -16,6 +16,7 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
+from .check_pairs import MissingFileError
 from .checks import CommandError, data_paths, is_out_of_memory, not_built
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
@@ -66,7 +67,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     resume = f' {RESUME}' if 'train' in splits else ''
     if isinstance(error, CheckpointError):
         return text
-    if isinstance(error, ClassCountError):
+    if isinstance(error, (ClassCountError, MissingFileError)):
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
