@@ -267,6 +267,18 @@ def test_damaged_state_is_one_message(name, epoch):
     assert reason in str(info.value)
 
 
+def test_file_of_another_task(epoch):
+    """Its model is to blame, not the optimizer that trained it."""
+    _, runner, checkpoint = epoch
+    runner._resume, runner._load_from = True, 'epoch_1.pth'
+    weights = {k: v for k, v in checkpoint['state_dict'].items() if k.startswith('backbone.')}
+    weights['head.weight'] = torch.zeros(1)
+    groups = [dict(checkpoint['optimizer']['param_groups'][0], params=[0])]
+    optimizer = dict(state={}, param_groups=groups)
+    with pytest.raises(CheckpointError, match=r'epoch_1\.pth does not fit .* ballast is missing'):
+        resume(runner, dict(checkpoint, state_dict=weights, optimizer=optimizer))
+
+
 KINDS = {
     **{name: {} for name in ('Adadelta', 'Adagrad', 'Adam', 'Adamax', 'AdamW', 'ASGD', 'LBFGS')},
     **{name: {} for name in ('Adafactor', 'Muon', 'NAdam', 'RAdam', 'Rprop', 'SGD')},

@@ -20,6 +20,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -107,7 +108,11 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """If the run resumes: check what MMEngine will restore, keep the random state for later."""
         if runner._resume:
-            check_fit(runner.model, checkpoint, runner._load_from, missing_too=False)
+            # Before the optimizer, whose groups are other ones too in a file of another model.
+            whole = isinstance(runner, Runner) and not any(
+                isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()
+            )
+            check_fit(runner.model, checkpoint, runner._load_from, missing_too=whole)
             _check_state(runner, checkpoint)
             self._resumed = checkpoint.get('random_state')
 
