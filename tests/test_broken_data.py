@@ -17,6 +17,7 @@ from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
 from mmbiformer.engine.check_pairs import check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
+from mmbiformer.engine.faults import faults_explained
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = """
@@ -257,7 +258,44 @@ def test_no_masks(whole, tmp_path):
         path.unlink()
     found = message_of(config, tmp_path / 'work', {})
     assert 'is empty: no image was found' in found and 'img_suffix' in found
-    assert 'classes' not in found
+    assert 'holds no files' in found and 'classes' not in found
+
+
+def test_images_of_a_suffix_that_is_not_read(whole, tmp_path):
+    config = write_config(whole, tmp_path, 'ade20k')
+    for path in files(tmp_path / 'data', 'images'):
+        path.rename(path.with_suffix('.webp'))
+    found = message_of(config, tmp_path / 'work', {})
+    assert found.startswith(f'train_dataloader of {config} is empty: no image was found. Sought')
+    assert 'files in .jpg (img_suffix of the data set); ' in found and 'holds 2 of .webp' in found
+
+
+def test_classes_without_images(tmp_path):
+    """MMPretrain's own message names the folder in a dictionary, and no setting."""
+    from mmpretrain.datasets import CustomDataset
+
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / '1.webp').write_bytes(b'')
+    data = dict(data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(data, type='CustomDataset'))))
+    with pytest.raises(CommandError) as info, faults_explained(cfg):
+        CustomDataset(**data)
+    assert 'is empty: no image was found. Sought are files in .bmp, .jpeg' in str(info.value)
+    for part in ('(extensions of the data set) in a folder for each class', 'holds 2 of .webp'):
+        assert part in str(info.value)
+
+
+def test_links_that_lead_back(whole, tmp_path):
+    config = write_config(whole, tmp_path, 'ade20k')
+    for kind in ('annotations', 'images'):  # of which only the second is walked through
+        folder = files(tmp_path / 'data', kind)[0].parent
+        (folder / 'again').symlink_to(folder)
+        if kind == 'annotations':
+            check_pairs([segmentation_data(tmp_path / 'data')], 'train', [])
+    found = message_of(config, tmp_path / 'work', {})
+    assert found.startswith(f'{folder}/again is a link that leads back to where it is')
+    assert found.endswith('remove it')
 
 
 def files(data, kind, split='train'):
@@ -308,6 +346,14 @@ def test_images_that_a_list_names(whole, tmp_path):
     assert f'The lines of {tmp_path}/list.txt are names without suffixes' in found
 
 
+def segmentation_data(folder, img='images/training', ann='annotations/training', **kwargs):
+    from mmseg.datasets import BaseSegDataset
+
+    prefix = dict(img_path=img, seg_map_path=ann)
+    pipeline = [dict(type='LoadAnnotations', _scope_='mmseg')]
+    return BaseSegDataset(data_root=str(folder), data_prefix=prefix, pipeline=pipeline, **kwargs)
+
+
 def pairs_of(folder, images, masks, log, other=(), masks_in='ann', **kwargs):
     """What is said of files of these names."""
     for name in images:
@@ -316,13 +362,12 @@ def pairs_of(folder, images, masks, log, other=(), masks_in='ann', **kwargs):
     for name in masks:
         (folder / 'ann').mkdir(exist_ok=True)
         (folder / 'ann' / name).write_bytes(b'')
-    from mmseg.datasets import BaseSegDataset
-
-    prefix = dict(img_path='img', seg_map_path=masks_in)
-    settings = dict(data_root=str(folder), data_prefix=prefix, **kwargs)
-    data = BaseSegDataset(**settings, pipeline=[dict(type='LoadAnnotations', _scope_='mmseg')])
     with log() as said:
-        check_pairs([data], 'train', [f'{folder}/{name}/' for name in other])
+        check_pairs(
+            [segmentation_data(folder, 'img', masks_in, **kwargs)],
+            'train',
+            [f'{folder}/{name}/' for name in other],
+        )
     return said
 
 
@@ -355,7 +400,7 @@ def test_masks_without_an_image(tmp_path, log):
 
 def test_files_that_need_no_partner(tmp_path, log):
     """Masks of other data in one folder, pictures of masks, files of other kinds, subsets."""
-    files = ['a.jpg', 'b.jpg', 'b.txt'], ['a.png', 'a_colour.png', 'b.png', 'note.txt']
+    files = ['a.jpg', 'b.jpg', 'b.txt'], ['a.png', 'a_colour.png', 'b.png', '._c.png', 'note.txt']
     assert pairs_of(tmp_path, *files, log) == []
     assert pairs_of(tmp_path, *files, log, indices=1) == []
     assert pairs_of(tmp_path, [], ['c.png'], log, other=['ann']) == []

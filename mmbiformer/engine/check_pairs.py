@@ -96,12 +96,14 @@ def _tell_left_out(dataset: Any, split: str, shared: bool) -> None:
     suffix, mask_suffix = dataset.img_suffix, dataset.seg_map_suffix
     files = [*list_dir_or_file(images, list_dir=False, recursive=True)]
     read = {file[: -len(suffix)] for file in files if file.endswith(suffix)}
-    paths = {os.path.join(images, name + suffix) for name in read}
+    known = read | {os.path.join(images, name + suffix) for name in read}
     lonely: dict[str, str] = {}
-    for mask in list_dir_or_file(masks, list_dir=False, suffix=mask_suffix, recursive=True):
-        name, path = mask[: -len(mask_suffix)], os.path.join(masks, mask)
-        if name not in read and path not in paths:
-            lonely[name] = path
+    for top, _, names in os.walk(masks):  # which no loop of links keeps for ever
+        for file in names:
+            path = os.path.join(top, file)
+            name = os.path.relpath(path, masks)[: -len(mask_suffix)]
+            if file.endswith(mask_suffix) and file[0] != '.' and {name, path}.isdisjoint(known):
+                lonely[name] = path
     own = {*lonely.values()}
     unread = {os.path.splitext(file)[0]: os.path.join(images, file) for file in files}
     renamed = [unread[name] for name in lonely if name in unread and unread[name] not in own]
