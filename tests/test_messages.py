@@ -217,6 +217,19 @@ COMMANDS = {
             ('val_evaluator.type=Toy', 'val_evaluator', 'Toy is not in the metric'),
             ('model.data_preprocessor=3', 'the model cannot be built'),
             ('model.backbone=3', 'model.backbone=3 must be a dict'),
+            ('log_level=abc', "log_level='abc' must be DEBUG, INFO", 'or an int'),
+            ('randomness.seed=abc', "randomness.seed='abc' must be an int from 0", 'None'),
+            ('randomness.seed=-1', 'randomness.seed=-1 must be an int from 0 to 2**32 - 1'),
+            ('randomness.sed=1', 'randomness of toy.py', "'seed'", 'Mend'),
+            ('env_cfg.mp_cfg=3', 'env_cfg.mp_cfg=3 must be a dict'),
+            ('env_cfg.mp_cfg.mp_start_method=abc', "mp_start_method='abc' must be one of ['fork'"),
+            ('env_cfg.mp_cfg.mp_start=abc', 'env_cfg.mp_cfg of', "'mp_start'", 'Mend'),
+            ('env_cfg.mp_cfg.opencv_num_threads=abc', "threads='abc' must be an int"),
+            ('env_cfg.dist_cfg=3', 'env_cfg.dist_cfg=3 must be a dict'),
+            ('env_cfg.resource_limit=abc', "resource_limit='abc' must be an int or float"),
+            ('visualizer.type=Toy', 'visualizer of', 'Toy is not in the visualizer'),
+            ('visualizer.name=x', 'visualizer of', "it has no 'type', but {'name': 'x'}"),
+            ('log_processor.window=9', 'log_processor of', "takes no argument 'window'"),
             ('model.backbone.region_grid=-1', 'model.backbone', 'region_grid=-1', 'positive'),
         ]
     },
@@ -230,6 +243,18 @@ COMMANDS = {
             ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0 must be a positive int'),
             ('train_cfg.val_interval=0', 'must be a positive int; --no-validate'),
             ('optim_wrapper.clip_grad.max_nrm=1', 'optim_wrapper of toy.py cannot', "'max_nrm'"),
+        ]
+    },
+    **{
+        f'visualizer {value}': (
+            'train', ['toy.py', '--cfg-options', 'visualizer.type=Visualizer', value], *parts
+        )
+        for value, *parts in [
+            ('visualizer.nam=x', "Visualizer takes no argument 'nam'"),
+            ('visualizer.name=3', 'visualizer.name=3 must be a str'),
+            ('visualizer.vis_backends=3', 'visualizer.vis_backends=3 must be a dict or list'),
+            ('visualizer.vis_backends=[Local]', "one of visualizer.vis_backends='Local' must be"),
+            ('visualizer.vis_backends.type=Toy', 'visualizer.vis_backends of', 'Toy is not in'),
         ]
     },
     'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),
