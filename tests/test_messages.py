@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy_training import config_text
 
+from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.layers import BiLevelRoutingAttention, FullAttention
 from mmbiformer.models import BiFormer
@@ -326,3 +327,15 @@ def test_files_that_fail(tmp_path, capsys):
         run_command(fail)
     run_command(lambda: None)
     assert capsys.readouterr().err == ''
+
+
+def test_messages_move_no_cursor(capsys):
+    """Names in them may be a stranger's: of classes, of parameters, of files."""
+
+    def fail():
+        raise CommandError('the class \x1b[2Jcat\r\x9b1m …\nis größer\u202e\udcff')
+
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    found = capsys.readouterr().err
+    assert found == 'error: the class \\x1b[2Jcat\\r\\x9b1m …\nis größer\\u202e\\udcff\n'

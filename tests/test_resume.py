@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
+from mmengine.logging import HistoryBuffer
 from mmengine.optim import OptimWrapper
 from test_faults import last, run, write_config
 from torch import nn
@@ -217,6 +218,9 @@ DAMAGES = {
     'message_hub of another kind': lambda c: c['message_hub'].update(log_scalars=[1]),
     'message_hub without parts': lambda c: c['message_hub'].clear(),
     'message_hub without names': lambda c: c['message_hub'].update(runtime_info={3: 4}),
+    'message_hub of odd names': lambda c: c['message_hub']['log_scalars'].update(
+        {'train/\x1b[2J': HistoryBuffer([1], [1])}
+    ),
     'message_hub that contradicts itself': lambda c: c['message_hub']['resumed_keys'].update(
         {'train/lr': False}
     ),

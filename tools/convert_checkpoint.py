@@ -56,7 +56,7 @@ def as_safetensors(state_dict: dict[str, torch.Tensor], size: int, **metadata: s
     tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
     try:
         return safetensors.torch.save(tensors, metadata)
-    except Exception as error:  # names that are no Unicode, for one
+    except Exception as error:  # a name of SRC that is no Unicode, for one
         raise CommandError(
             f'safetensors cannot hold these weights: {type(error).__name__}: {str(error)[:200]}; '
             'give DST a name in .pth'

@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.fileio import list_dir_or_file
 from mmengine.logging import print_log
 
+from .checks import escaped
+
 
 class MissingFileError(ValueError):
     """Images or masks that are not there; the message names one, and how many there are."""
@@ -126,4 +128,4 @@ def _of(name: str, read: set[str]) -> bool:
 
 
 def _warn(text: str) -> None:
-    print_log(text, logger='current', level=logging.WARNING)
+    print_log(escaped(text), logger='current', level=logging.WARNING)

@@ -286,6 +286,8 @@ def _check_hub(own: MessageHub, saved: Any) -> None:
     for part in (scalars, info, resumed):
         if not isinstance(part, dict) or not all(type(name) is str for name in part):
             raise TypeError('values without names')
+    if not all(name.isprintable() for name in scalars):  # which are logged
+        raise ValueError('names with characters that are not printable')
     for name, buffer in scalars.items():
         if isinstance(buffer, HistoryBuffer):  # others are left out
             buffer.current()  # an empty one has none

@@ -541,6 +541,17 @@ def error_text(error: Exception) -> str:
     return f'{type(error).__name__}: {text}{where}' if text else f'{type(error).__name__}{where}'
 
 
+def escaped(text: str) -> str:
+    """A text without characters that terminals obey: names in it may be a stranger's.
+
+    Args:
+        text: Any text; its lines are kept.
+    """
+    return ''.join(
+        letter if letter.isprintable() or letter == '\n' else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory did not suffice; torch's error on CPU has no class of its own.
 

@@ -29,6 +29,7 @@ from .checks import (
     check_settings,
     check_writable,
     error_text,
+    escaped,
     has_our_backbone,
     is_out_of_memory,
     type_name,
@@ -77,7 +78,7 @@ def run_command(main: Callable[[], None]) -> None:
             f'{str(error).strip().splitlines()[0] if str(error) else "out of memory"}\nMake the '
             'batch or the images smaller, or free memory'
         )
-    print(f'error: {message}', file=sys.stderr)
+    print(f'error: {escaped(message)}', file=sys.stderr)
     sys.exit(2)
 
 
