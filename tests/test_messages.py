@@ -142,6 +142,9 @@ COMMANDS = {
     'list': ('test', ['toy.py', 'list.pth'], 'list.pth holds no weights by name: list'),
     'convert': ('convert_checkpoint', ['other.pth', 'x.pth'], "['fc.weight']", 'github.com'),
     'overwrite': ('convert_checkpoint', ['other.pth', 'toy.py'], 'toy.py exists already', 'remove'),
+    'convert to folder': ('convert_checkpoint', ['whole.pth', '.'], '. is a folder; give FOLDER/'),
+    'convert to no folder': ('convert_checkpoint', ['whole.pth', 'new.pth/'], 'new.pth/ is a f'),
+    'convert to link': ('convert_checkpoint', ['whole.pth', 'link.pth'], 'exists already'),
     'convert nothing': ('convert_checkpoint', ['names.pth', 'x.pth'], 'names.pth', 'no tensors'),
     'convert to': ('convert_checkpoint', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
     'publish to': ('publish_model', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
@@ -287,6 +290,7 @@ def folder(tmp_path, monkeypatch):
     torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     Path('d.pkl').mkdir()
+    Path('link.pth').symlink_to('nowhere')
     torch.save({'backbone.stages.0.0.norm1.weight': torch.ones(32)}, 'whole.pth')
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
     return tmp_path
@@ -298,7 +302,7 @@ def test_commands(name, folder, monkeypatch, capsys):
     if name == 'launcher' and torch.cuda.is_available():
         return
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *options])
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob('*')}
     (path,) = (ROOT / 'tools').rglob(f'{tool}.py')
     main = runpy.run_path(str(path), run_name='tool')['main']
     with pytest.raises(SystemExit) as info:
@@ -308,7 +312,7 @@ def test_commands(name, folder, monkeypatch, capsys):
     for part in ['error: ', *parts]:
         assert part in found, found
     assert 'Traceback' not in found
-    after = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    after = {path: path.lstat().st_mtime_ns for path in folder.rglob('*')}
     assert after == before
 
 
