@@ -343,3 +343,17 @@ def test_messages_move_no_cursor(capsys):
         run_command(fail)
     found = capsys.readouterr().err
     assert found == 'error: the class \\x1b[2Jcat\\r\\x9b1m …\nis größer\\u202e\\udcff\n'
+
+
+def test_other_process_that_ended(monkeypatch, capsys):
+    """While parts are built, too; without other processes it is no fault of theirs."""
+
+    def fail():
+        raise RuntimeError('[gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5')
+
+    with pytest.raises(RuntimeError, match='closed by peer'):
+        run_command(fail)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    assert 'error: another process of this job ended: [gloo' in capsys.readouterr().err

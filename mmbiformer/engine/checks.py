@@ -562,6 +562,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or bool(text)
 
 
+def is_of_other_process(error: Exception) -> bool:
+    """Whether what failed is the talk with another process, which has ended.
+
+    Args:
+        error: Any error.
+    """
+    text = r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out'
+    return bool(re.search(text, str(error)))
+
+
 def type_name(node: Any) -> str:
     """The type in a config as text; new-style configs have the class itself.
 

@@ -21,7 +21,7 @@ from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
 from .check_pairs import MissingFileError
-from .checks import CommandError, data_paths, is_out_of_memory, not_built
+from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -160,7 +160,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'the annotations cannot be read: {type(error).__name__}: {last_line}. Look into '
             f'{" and ".join(files) or "the data set"}'
         )
-    if re.search(r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out', text):
+    if is_of_other_process(error):
         return f'another process of this job ended: {last_line}. See its own message.{resume}'
     return None
 
