@@ -102,7 +102,7 @@ def test_what_is_not_used(cfg):
 @pytest.mark.parametrize(
     'settings',
     [
-        dict(log_level=30, randomness=None, env_cfg=None, visualizer=None, log_processor=None),
+        dict(log_level=30, visualizer=None, log_processor=None),
         dict(log_level='WARN', randomness=dict(seed=None, deterministic=True), env_cfg={}),
         dict(
             randomness=dict(seed=2**32 - 1, diff_rank_seed=True),

@@ -225,6 +225,8 @@ COMMANDS = {
             ('randomness.seed=abc', "randomness.seed='abc' must be an int from 0", 'None'),
             ('randomness.seed=-1', 'randomness.seed=-1 must be an int from 0 to 2**32 - 1'),
             ('randomness.sed=1', 'randomness of toy.py', "'seed'", 'Mend'),
+            ('randomness=None', 'randomness=None must be a dict'),
+            ('env_cfg=None', 'env_cfg=None must be a dict'),
             ('env_cfg.mp_cfg=3', 'env_cfg.mp_cfg=3 must be a dict'),
             ('env_cfg.mp_cfg.mp_start_method=abc', "mp_start_method='abc' must be one of ['fork'"),
             ('env_cfg.mp_cfg.mp_start=abc', 'env_cfg.mp_cfg of', "'mp_start'", 'Mend'),

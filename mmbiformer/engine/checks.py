@@ -300,7 +300,10 @@ def _check_environment(cfg: Config) -> None:
             f'{cfg.filename}: log_level={level!r:.80} must be DEBUG, INFO, WARNING, ERROR or '
             'CRITICAL, or an int'
         ) from error
-    randomness = cfg.get('randomness') or dict(seed=None)
+    # The Runner has defaults for what is missing, not for None.
+    randomness, environment = cfg.get('randomness', dict(seed=None)), cfg.get('env_cfg', {})
+    _require_kind(cfg, 'randomness', randomness, (dict,))
+    _require_kind(cfg, 'env_cfg', environment, (dict,))
     with _blamed(cfg, 'randomness'):
         _check_arguments(Runner.set_randomness, None, **randomness)
     seed = randomness['seed']
@@ -309,7 +312,6 @@ def _check_environment(cfg: Config) -> None:
             f'{cfg.filename}: randomness.seed={seed!r:.80} must be an int from 0 to 2**32 - 1, or '
             'None for a random one'
         )
-    environment = cfg.get('env_cfg') or {}
     processes, limit = environment.get('mp_cfg', {}), environment.get('resource_limit', 0)
     _require_kind(cfg, 'env_cfg.resource_limit', limit, (int, float))
     _require_kind(cfg, 'env_cfg.dist_cfg', environment.get('dist_cfg'), (dict, type(None)))
