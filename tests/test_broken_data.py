@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -317,7 +318,23 @@ def other_masks(data):
         mask.rename(mask.with_suffix('.bmp'))
 
 
+def link_to_nothing(data):
+    mask = files(data, 'annotations')[0]
+    mask.unlink()
+    mask.symlink_to('nothing')
+
+
+def pipe(data):
+    """At which a run would wait for ever."""
+    image = files(data, 'images')[0]
+    (data / 'list.txt').write_text(f'{image.stem}\n')
+    image.unlink()
+    os.mkfifo(image)
+
+
 FILES_OF_MASKS = {
+    'link to nothing': (link_to_nothing, '1 of 2 masks of the train data are not there'),
+    'pipe': (pipe, '1 of 1 images of the train data are not there, or no files, such as'),
     'no mask': (no_mask, '1 of 2 masks of the train data are not there', 'for the image'),
     'no mask of validation': (no_mask_of_validation, '1 of 1 masks of the val data are not'),
     'other suffix': (other_masks, '2 of 2 masks', "with seg_map_suffix='.png' in the place of"),
@@ -329,7 +346,9 @@ def test_masks_that_are_not_there(whole, tmp_path, name):
     change, *parts = FILES_OF_MASKS[name]
     config = write_config(whole, tmp_path, 'ade20k')
     change(tmp_path / 'data')
-    found = message_of(config, tmp_path / 'work', {})
+    listed = (tmp_path / 'data/list.txt').exists()
+    options = {'train_dataloader.dataset.ann_file': 'list.txt'} if listed else {}
+    found = message_of(config, tmp_path / 'work', options)
     for part in [*parts, f'such as {tmp_path}/data/', 'img_suffix', 'mend these settings']:
         assert part in found, found
 

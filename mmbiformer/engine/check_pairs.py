@@ -69,27 +69,35 @@ def _loaded(dataset: Any) -> list[str]:
 
 
 def _check_there(dataset: Any, key: str, split: str) -> None:
-    names = functools.cache(lambda folder: {*os.listdir(folder)} if os.path.isdir(folder) else ())
+    files = functools.cache(_files)
     items = [dataset.get_data_info(i) for i in range(len(dataset))]
     missing = []
     for item in items:
         path = item.get(key)
         if isinstance(path, str) and '://' not in path:
             folder, name = os.path.split(path)
-            if name not in names(folder or '.') and not os.path.exists(path):
+            if name not in files(folder or '.') and not os.path.isfile(path):
                 missing.append(item)
     if not missing:
         return
     what = 'images' if key == 'img_path' else 'masks'
     for_image = '' if key == 'img_path' else f', for the image {missing[0]["img_path"]}'
     raise MissingFileError(
-        f'{len(missing)} of {len(items)} {what} of the {split} data are not there, such as '
-        f'{missing[0][key]}{for_image}. '
+        f'{len(missing)} of {len(items)} {what} of the {split} data are not there, or no files, '
+        f'such as {missing[0][key]}{for_image}. '
         + (f'The lines of {dataset.ann_file} are names without suffixes. ' * bool(dataset.ann_file))
         + f"A mask has its image's name, with seg_map_suffix={dataset.seg_map_suffix!r} in the "
         f'place of img_suffix={dataset.img_suffix!r}: mend these settings or data_prefix, add '
         f'the files, or take the names out of {dataset.ann_file or "the folder of images"}'
     )
+
+
+def _files(folder: str) -> set[str]:
+    """What is surely a file: asking for each by itself takes long where a disk is remote."""
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def _tell_left_out(dataset: Any, split: str, shared: bool) -> None:
