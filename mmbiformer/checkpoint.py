@@ -277,13 +277,19 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is no checkpoint, or holds no weights by name, or no tensors in
-            a backbone of ours.
+            a backbone of ours, or names that no terminal should be shown.
     """
     filename = os.path.expanduser(filename)
     checkpoint = safe_load(filename, map_location)
     weights = _unnest(checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise CheckpointError(f'{filename} holds no weights by name: {type(weights).__name__}')
+    odd = [name for name in weights if not name.isprintable()]
+    if odd:  # MMEngine prints the names of what it does not use
+        raise CheckpointError(
+            f'{filename} holds names with characters that are not printable, such as '
+            f'{_shown(odd)}: it is damaged, or made to deceive; download or write it again'
+        )
     odd = [name for name in weights if 'stages.' in name and not isinstance(weights[name], Tensor)]
     if odd:  # of a backbone of ours nothing is left out silently
         raise CheckpointError(

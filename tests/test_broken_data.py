@@ -1,6 +1,8 @@
 """Broken annotations end a run with the name of their file, in the host's own pipelines."""
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,9 @@ from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
+from mmbiformer.engine.check_pairs import check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
+from mmbiformer.engine.faults import faults_explained
 
 ROOT = Path(__file__).parent.parent
 SEGMENTATION = """
@@ -227,7 +231,8 @@ def test_labels_that_models_and_data_ignore():
         names = dict(classes=tuple(map(str, range(classes))))
         data = SimpleNamespace(pipeline=pipeline, metainfo=names, ignore_index=50)
         loader = SimpleNamespace(dataset=data)
-        CheckAnnotationsHook().before_train(SimpleNamespace(model=head, train_dataloader=loader))
+        runner = SimpleNamespace(model=head, train_dataloader=loader, val_loop=None, cfg=Config())
+        CheckAnnotationsHook().before_train(runner)
         mask = np.array([[0, label]], np.uint8)
         results = dict(gt_seg_map=mask, reduce_zero_label=False, ori_shape=(1, 2))
         if fine:
@@ -254,7 +259,190 @@ def test_no_masks(whole, tmp_path):
         path.unlink()
     found = message_of(config, tmp_path / 'work', {})
     assert 'is empty: no image was found' in found and 'img_suffix' in found
-    assert 'classes' not in found
+    assert 'holds no files' in found and 'classes' not in found
+
+
+def test_images_of_a_suffix_that_is_not_read(whole, tmp_path):
+    config = write_config(whole, tmp_path, 'ade20k')
+    for path in files(tmp_path / 'data', 'images'):
+        path.rename(path.with_suffix('.webp'))
+    found = message_of(config, tmp_path / 'work', {})
+    assert found.startswith(f'train_dataloader of {config} is empty: no image was found. Sought')
+    assert 'files in .jpg (img_suffix of the data set); ' in found and 'holds 2 of .webp' in found
+
+
+def test_classes_without_images(tmp_path):
+    """MMPretrain's own message names the folder in a dictionary, and no setting."""
+    from mmpretrain.datasets import CustomDataset
+
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / '1.webp').write_bytes(b'')
+    data = dict(data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(data, type='CustomDataset'))))
+    with pytest.raises(CommandError) as info, faults_explained(cfg):
+        CustomDataset(**data)
+    assert 'is empty: no image was found. Sought are files in .bmp, .jpeg' in str(info.value)
+    for part in ('(extensions of the data set) in a folder for each class', 'holds 2 of .webp'):
+        assert part in str(info.value)
+
+
+def test_links_that_lead_back(whole, tmp_path):
+    config = write_config(whole, tmp_path, 'ade20k')
+    for kind in ('annotations', 'images'):  # of which only the second is walked through
+        folder = files(tmp_path / 'data', kind)[0].parent
+        (folder / 'again').symlink_to(folder)
+        if kind == 'annotations':
+            check_pairs([segmentation_data(tmp_path / 'data')], 'train', [])
+    found = message_of(config, tmp_path / 'work', {})
+    assert found.startswith(f'{folder}/again is a link that leads back to where it is')
+    assert found.endswith('remove it')
+
+
+def files(data, kind, split='train'):
+    return sorted(data.rglob(f'{kind}/*{split}*/*.*'))
+
+
+def no_mask(data):
+    files(data, 'annotations')[1].unlink()
+    return files(data, 'images')[1].with_suffix('.png')
+
+
+def no_mask_of_validation(data):
+    (mask,) = files(data, 'annotations', 'val')
+    mask.unlink()
+
+
+def other_masks(data):
+    for mask in files(data, 'annotations'):
+        mask.rename(mask.with_suffix('.bmp'))
+
+
+def link_to_nothing(data):
+    mask = files(data, 'annotations')[0]
+    mask.unlink()
+    mask.symlink_to('nothing')
+
+
+def pipe(data):
+    """At which a run would wait for ever."""
+    image = files(data, 'images')[0]
+    (data / 'list.txt').write_text(f'{image.stem}\n')
+    image.unlink()
+    os.mkfifo(image)
+
+
+FILES_OF_MASKS = {
+    'link to nothing': (link_to_nothing, '1 of 2 masks of the train data are not there'),
+    'pipe': (pipe, '1 of 1 images of the train data are not there, or no files, such as'),
+    'no mask': (no_mask, '1 of 2 masks of the train data are not there', 'for the image'),
+    'no mask of validation': (no_mask_of_validation, '1 of 1 masks of the val data are not'),
+    'other suffix': (other_masks, '2 of 2 masks', "with seg_map_suffix='.png' in the place of"),
+}
+
+
+@pytest.mark.parametrize('name', FILES_OF_MASKS)
+def test_masks_that_are_not_there(whole, tmp_path, name):
+    change, *parts = FILES_OF_MASKS[name]
+    config = write_config(whole, tmp_path, 'ade20k')
+    change(tmp_path / 'data')
+    listed = (tmp_path / 'data/list.txt').exists()
+    options = {'train_dataloader.dataset.ann_file': 'list.txt'} if listed else {}
+    found = message_of(config, tmp_path / 'work', options)
+    for part in [*parts, f'such as {tmp_path}/data/', 'img_suffix', 'mend these settings']:
+        assert part in found, found
+
+
+def test_images_that_a_list_names(whole, tmp_path):
+    """With their suffixes, which MMSegmentation adds once more."""
+    config = write_config(whole, tmp_path, 'ade20k')
+    (tmp_path / 'list.txt').write_text(
+        ''.join(f'{path.name}\n' for path in files(tmp_path / 'data', 'images'))
+    )
+    options = {'train_dataloader.dataset.ann_file': str(tmp_path / 'list.txt')}
+    found = message_of(config, tmp_path / 'work', options)
+    assert '2 of 2 images of the train data are not there' in found and '.jpg.jpg' in found
+    assert f'The lines of {tmp_path}/list.txt are names without suffixes' in found
+
+
+def segmentation_data(folder, img='images/training', ann='annotations/training', **kwargs):
+    from mmseg.datasets import BaseSegDataset
+
+    prefix = dict(img_path=img, seg_map_path=ann)
+    pipeline = [dict(type='LoadAnnotations', _scope_='mmseg')]
+    return BaseSegDataset(data_root=str(folder), data_prefix=prefix, pipeline=pipeline, **kwargs)
+
+
+def pairs_of(folder, images, masks, log, other=(), masks_in='ann', **kwargs):
+    """What is said of files of these names."""
+    for name in images:
+        (folder / 'img').mkdir(exist_ok=True)
+        (folder / 'img' / name).write_bytes(b'')
+    for name in masks:
+        (folder / 'ann').mkdir(exist_ok=True)
+        (folder / 'ann' / name).write_bytes(b'')
+    with log() as said:
+        check_pairs(
+            [segmentation_data(folder, 'img', masks_in, **kwargs)],
+            'train',
+            [f'{folder}/{name}/' for name in other],
+        )
+    return said
+
+
+@pytest.fixture
+def log(monkeypatch):
+    @contextlib.contextmanager
+    def said():
+        texts = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                'mmbiformer.engine.check_pairs.print_log', lambda text, **kw: texts.append(text)
+            )
+            yield texts
+
+    return said
+
+
+def test_images_of_another_suffix(tmp_path, log):
+    """Which MMSegmentation leaves out without a word."""
+    (text,) = pairs_of(tmp_path, ['a.jpg', 'b.JPG', 'c.jpeg'], ['a.png', 'b.png', 'c.png'], log)
+    assert f'2 images of the train data are left out, such as {tmp_path}/img/b.JPG' in text
+    assert "do not end in img_suffix='.jpg'" in text
+
+
+def test_masks_without_an_image(tmp_path, log):
+    (text,) = pairs_of(tmp_path, ['a.jpg', 'b1.jpg'], ['a.png', 'b1.png', 'b12.png'], log)
+    assert f'1 masks of the train data are left out, such as {tmp_path}/ann/b12.png' in text
+    assert f'{tmp_path}/img has no images of their names' in text
+
+
+def test_files_that_need_no_partner(tmp_path, log):
+    """Masks of other data in one folder, pictures of masks, files of other kinds, subsets."""
+    files = ['a.jpg', 'b.jpg', 'b.txt'], ['a.png', 'a_colour.png', 'b.png', '._c.png', 'note.txt']
+    assert pairs_of(tmp_path, *files, log) == []
+    assert pairs_of(tmp_path, *files, log, indices=1) == []
+    assert pairs_of(tmp_path, [], ['c.png'], log, other=['ann']) == []
+    (tmp_path / 'list.txt').write_text('a\n')
+    assert pairs_of(tmp_path, [], [], log, ann_file='list.txt') == []
+
+
+def test_masks_beside_their_images(tmp_path, log):
+    for i, (names, suffixes) in enumerate(
+        [
+            (['a_image.png', 'a.png'], dict(img_suffix='_image.png')),
+            (['a.jpg', 'a.png'], dict()),
+            (['a.png', 'a_mask.png'], dict(img_suffix='a.png', seg_map_suffix='a_mask.png')),
+        ]
+    ):
+        (tmp_path / str(i)).mkdir()
+        assert pairs_of(tmp_path / str(i), names, [], log, masks_in='img', **suffixes) == []
+
+
+def test_remote_masks(tmp_path, log):
+    """Are not sought."""
+    backend = dict(backend='local')
+    assert pairs_of(tmp_path, ['a.jpg'], [], log, backend_args=backend) == []
 
 
 @pytest.mark.parametrize('form', ['coco', 'ade20k'])

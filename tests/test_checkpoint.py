@@ -417,10 +417,11 @@ def test_names_of_strangers_are_cut_and_escaped(tmp_path):
     with pytest.raises(CheckpointError, match='found 1 entries') as info:
         convert_official_state_dict({evil: torch.zeros(1)})
     messages = [str(info.value)]
-    torch.save(dict(official(), **{f'stages.{evil}': 'x'}), tmp_path / 'evil.pth')
-    with pytest.raises(CheckpointError, match='no tensors, such as') as info:
-        load_whole_model(str(tmp_path / 'evil.pth'))
-    messages.append(str(info.value))
+    for name in (f'stages.{evil}', evil, 'head.\x1b]0;x\x07', 'head.\u202e\x1b'):
+        torch.save(dict(official(), **{name: torch.zeros(1)}), tmp_path / 'evil.pth')
+        with pytest.raises(CheckpointError, match='are not printable, such as') as info:
+            load_whole_model(str(tmp_path / 'evil.pth'))
+        messages.append(str(info.value))
     net = BiFormer('tiny', out_indices=(3,))
     net.load_state_dict(dict(net.state_dict(), **{f'norm0.{evil}': torch.zeros(1)}))
     messages.append((tmp_path / 'log').read_text().strip())
@@ -428,6 +429,8 @@ def test_names_of_strangers_are_cut_and_escaped(tmp_path):
     for message in messages:
         assert len(message) < 1000 and message.isprintable()
         assert '\\x1b' in message
+    torch.save(dict(official(), **{'head.größe 1': torch.zeros(1)}), tmp_path / 'fine.pth')
+    load_whole_model(str(tmp_path / 'fine.pth'))
 
 
 def test_unreadable_file_names_itself(tmp_path):

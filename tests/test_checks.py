@@ -99,6 +99,29 @@ def test_what_is_not_used(cfg):
         check_testing(cfg)
 
 
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(log_level=30, visualizer=None, log_processor=None),
+        dict(log_level='WARN', randomness=dict(seed=None, deterministic=True), env_cfg={}),
+        dict(
+            randomness=dict(seed=2**32 - 1, diff_rank_seed=True),
+            env_cfg=dict(mp_cfg=dict(mp_start_method='spawn'), dist_cfg=None, resource_limit=9),
+            visualizer=dict(
+                type='Visualizer',
+                vis_backends=dict(type='LocalVisBackend', name='mine', save_dir='x'),
+            ),
+            log_processor=dict(window_size=5, by_epoch=False, custom_cfg=[]),
+        ),
+    ],
+)
+def test_settings_of_the_runner(cfg, settings, tmp_path):
+    cfg.merge_from_dict(settings)
+    check_settings(cfg)
+    check_parts(cfg)
+    assert not (tmp_path / 'work').exists() and not (tmp_path / 'x').exists()
+
+
 def test_data_sets_of_others(cfg):
     """Which have arguments of their own under usual names."""
     cfg.train_dataloader.dataset = dict(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy_training import config_text
 
+from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.layers import BiLevelRoutingAttention, FullAttention
 from mmbiformer.models import BiFormer
@@ -141,6 +142,9 @@ COMMANDS = {
     'list': ('test', ['toy.py', 'list.pth'], 'list.pth holds no weights by name: list'),
     'convert': ('convert_checkpoint', ['other.pth', 'x.pth'], "['fc.weight']", 'github.com'),
     'overwrite': ('convert_checkpoint', ['other.pth', 'toy.py'], 'toy.py exists already', 'remove'),
+    'convert to folder': ('convert_checkpoint', ['whole.pth', '.'], '. is a folder; give FOLDER/'),
+    'convert to no folder': ('convert_checkpoint', ['whole.pth', 'new.pth/'], 'new.pth/ is a f'),
+    'convert to link': ('convert_checkpoint', ['whole.pth', 'link.pth'], 'exists already'),
     'convert nothing': ('convert_checkpoint', ['names.pth', 'x.pth'], 'names.pth', 'no tensors'),
     'convert to': ('convert_checkpoint', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
     'publish to': ('publish_model', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
@@ -217,6 +221,21 @@ COMMANDS = {
             ('val_evaluator.type=Toy', 'val_evaluator', 'Toy is not in the metric'),
             ('model.data_preprocessor=3', 'the model cannot be built'),
             ('model.backbone=3', 'model.backbone=3 must be a dict'),
+            ('log_level=abc', "log_level='abc' must be DEBUG, INFO", 'or an int'),
+            ('randomness.seed=abc', "randomness.seed='abc' must be an int from 0", 'None'),
+            ('randomness.seed=-1', 'randomness.seed=-1 must be an int from 0 to 2**32 - 1'),
+            ('randomness.sed=1', 'randomness of toy.py', "'seed'", 'Mend'),
+            ('randomness=None', 'randomness=None must be a dict'),
+            ('env_cfg=None', 'env_cfg=None must be a dict'),
+            ('env_cfg.mp_cfg=3', 'env_cfg.mp_cfg=3 must be a dict'),
+            ('env_cfg.mp_cfg.mp_start_method=abc', "mp_start_method='abc' must be one of ['fork'"),
+            ('env_cfg.mp_cfg.mp_start=abc', 'env_cfg.mp_cfg of', "'mp_start'", 'Mend'),
+            ('env_cfg.mp_cfg.opencv_num_threads=abc', "threads='abc' must be an int"),
+            ('env_cfg.dist_cfg=3', 'env_cfg.dist_cfg=3 must be a dict'),
+            ('env_cfg.resource_limit=abc', "resource_limit='abc' must be an int or float"),
+            ('visualizer.type=Toy', 'visualizer of', 'Toy is not in the visualizer'),
+            ('visualizer.name=x', 'visualizer of', "it has no 'type', but {'name': 'x'}"),
+            ('log_processor.window=9', 'log_processor of', "takes no argument 'window'"),
             ('model.backbone.region_grid=-1', 'model.backbone', 'region_grid=-1', 'positive'),
         ]
     },
@@ -230,6 +249,18 @@ COMMANDS = {
             ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0 must be a positive int'),
             ('train_cfg.val_interval=0', 'must be a positive int; --no-validate'),
             ('optim_wrapper.clip_grad.max_nrm=1', 'optim_wrapper of toy.py cannot', "'max_nrm'"),
+        ]
+    },
+    **{
+        f'visualizer {value}': (
+            'train', ['toy.py', '--cfg-options', 'visualizer.type=Visualizer', value], *parts
+        )
+        for value, *parts in [
+            ('visualizer.nam=x', "Visualizer takes no argument 'nam'"),
+            ('visualizer.name=3', 'visualizer.name=3 must be a str'),
+            ('visualizer.vis_backends=3', 'visualizer.vis_backends=3 must be a dict or list'),
+            ('visualizer.vis_backends=[Local]', "one of visualizer.vis_backends='Local' must be"),
+            ('visualizer.vis_backends.type=Toy', 'visualizer.vis_backends of', 'Toy is not in'),
         ]
     },
     'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),
@@ -261,6 +292,7 @@ def folder(tmp_path, monkeypatch):
     torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     Path('d.pkl').mkdir()
+    Path('link.pth').symlink_to('nowhere')
     torch.save({'backbone.stages.0.0.norm1.weight': torch.ones(32)}, 'whole.pth')
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
     return tmp_path
@@ -272,7 +304,7 @@ def test_commands(name, folder, monkeypatch, capsys):
     if name == 'launcher' and torch.cuda.is_available():
         return
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *options])
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob('*')}
     (path,) = (ROOT / 'tools').rglob(f'{tool}.py')
     main = runpy.run_path(str(path), run_name='tool')['main']
     with pytest.raises(SystemExit) as info:
@@ -282,7 +314,7 @@ def test_commands(name, folder, monkeypatch, capsys):
     for part in ['error: ', *parts]:
         assert part in found, found
     assert 'Traceback' not in found
-    after = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+    after = {path: path.lstat().st_mtime_ns for path in folder.rglob('*')}
     assert after == before
 
 
@@ -301,3 +333,29 @@ def test_files_that_fail(tmp_path, capsys):
         run_command(fail)
     run_command(lambda: None)
     assert capsys.readouterr().err == ''
+
+
+def test_messages_move_no_cursor(capsys):
+    """Names in them may be a stranger's: of classes, of parameters, of files."""
+
+    def fail():
+        raise CommandError('the class \x1b[2Jcat\r\x9b1m …\nis größer\u202e\udcff')
+
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    found = capsys.readouterr().err
+    assert found == 'error: the class \\x1b[2Jcat\\r\\x9b1m …\nis größer\\u202e\\udcff\n'
+
+
+def test_other_process_that_ended(monkeypatch, capsys):
+    """While parts are built, too; without other processes it is no fault of theirs."""
+
+    def fail():
+        raise RuntimeError('[gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:5')
+
+    with pytest.raises(RuntimeError, match='closed by peer'):
+        run_command(fail)
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    assert 'error: another process of this job ended: [gloo' in capsys.readouterr().err

@@ -9,12 +9,15 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
+from mmengine.logging import HistoryBuffer
+from mmengine.optim import OptimWrapper
 from test_faults import last, run, write_config
 from torch import nn
 
 from mmbiformer.checkpoint import check_fit
 from mmbiformer.engine.checkpoint_hook import (
     CheckpointHook,
+    _check_optimizer_state,
     check_resumable,
     find_whole_checkpoint,
     random_state,
@@ -206,11 +209,18 @@ def test_finished_run_says_so(epoch, tmp_path):
     assert (end['meta']['epoch'], end['meta']['iter']) == (2, 8)
 
 
+def state(checkpoint):
+    return [*checkpoint['optimizer']['state'].values()][-1]
+
+
 RANDOM = dict(sampler_seed=0, ranks=[random_state()])
 DAMAGES = {
     'message_hub of another kind': lambda c: c['message_hub'].update(log_scalars=[1]),
     'message_hub without parts': lambda c: c['message_hub'].clear(),
     'message_hub without names': lambda c: c['message_hub'].update(runtime_info={3: 4}),
+    'message_hub of odd names': lambda c: c['message_hub']['log_scalars'].update(
+        {'train/\x1b[2J': HistoryBuffer([1], [1])}
+    ),
     'message_hub that contradicts itself': lambda c: c['message_hub']['resumed_keys'].update(
         {'train/lr': False}
     ),
@@ -224,6 +234,16 @@ DAMAGES = {
     'optimizer without a rate': lambda c: c['optimizer']['param_groups'][0].update(lr='x'),
     'optimizer of odd settings': lambda c: c['optimizer'].update(base_param_settings=[]),
     'optimizer of odd states': lambda c: c['optimizer']['state'].update({0: [1]}),
+    'optimizer with another shape (exp_avg of backbone.': lambda c: state(c).update(
+        exp_avg=torch.zeros(3, 2)
+    ),
+    'optimizer with one number (exp_avg_sq of ': lambda c: state(c).update(
+        exp_avg_sq=torch.zeros(1)
+    ),
+    'optimizer without a part (exp_avg of ': lambda c: state(c).pop('exp_avg'),
+    'optimizer with text': lambda c: state(c).update(step='x'),
+    'optimizer with many steps (step of ': lambda c: state(c).update(step=torch.ones(2)),
+    'optimizer with odd steps (step of ': lambda c: state(c).update(step=torch.tensor(-5.0)),
     'param_schedulers of another kind': lambda c: c.update(param_schedulers=3),
     'param_schedulers of another number': lambda c: c.update(param_schedulers=[]),
     'param_schedulers of odd state': lambda c: c['param_schedulers'][0].update(base_values=['x']),
@@ -245,8 +265,56 @@ def test_damaged_state_is_one_message(name, epoch):
     resume(runner, copy.deepcopy(checkpoint))
     checkpoint = copy.deepcopy(checkpoint)
     DAMAGES[name](checkpoint)
-    with pytest.raises(CheckpointError, match=rf'epoch_1\.pth .*its {name.split()[0]} '):
+    part, _, reason = name.partition('(')
+    with pytest.raises(CheckpointError, match=rf'epoch_1\.pth .*its {part.split()[0]} ') as info:
         resume(runner, checkpoint)
+    assert reason in str(info.value)
+
+
+def test_file_of_another_task(epoch):
+    """Its model is to blame, not the optimizer that trained it."""
+    _, runner, checkpoint = epoch
+    runner._resume, runner._load_from = True, 'epoch_1.pth'
+    weights = {k: v for k, v in checkpoint['state_dict'].items() if k.startswith('backbone.')}
+    weights['head.weight'] = torch.zeros(1)
+    groups = [dict(checkpoint['optimizer']['param_groups'][0], params=[0])]
+    optimizer = dict(state={}, param_groups=groups)
+    with pytest.raises(CheckpointError, match=r'epoch_1\.pth does not fit .* ballast is missing'):
+        resume(runner, dict(checkpoint, state_dict=weights, optimizer=optimizer))
+
+
+KINDS = {
+    **{name: {} for name in ('Adadelta', 'Adagrad', 'Adam', 'Adamax', 'AdamW', 'ASGD', 'LBFGS')},
+    **{name: {} for name in ('Adafactor', 'Muon', 'NAdam', 'RAdam', 'Rprop', 'SGD')},
+    'RMSprop': dict(momentum=0.9, centered=True),
+    'Adam with its largest': dict(amsgrad=True),
+    'SGD with momentum': dict(momentum=0.9),
+    'SGD all at once': dict(momentum=0.9, foreach=True),
+}
+
+
+@pytest.mark.parametrize('name', KINDS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_states_of_every_optimizer(name, dtype):
+    """Those that it makes are taken, also where some parameters have had no gradient."""
+    kind = getattr(torch.optim, name.split()[0], None)
+    if kind is None:  # in an older torch
+        return
+    model = nn.Sequential(nn.Linear(2, 3, bias=name != 'Muon'), nn.Linear(2, 3, bias=False))
+    model.to(dtype)
+
+    def wrapper():
+        return OptimWrapper(kind(model.parameters(), lr=0.1, **KINDS[name]))
+
+    first = wrapper()
+    model[0](torch.ones(1, 2, dtype=dtype)).sum().backward()
+    first.optimizer.step(lambda: torch.zeros(()))
+    saved = copy.deepcopy(first.state_dict())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    _check_optimizer_state(wrapper(), saved, names)
+    for state in saved['state'].values():  # older ones had numbers
+        state.update({key: float(value) for key, value in state.items() if key == 'step'})
+    _check_optimizer_state(wrapper(), saved, names)
 
 
 def resume(runner, checkpoint):

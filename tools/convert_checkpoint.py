@@ -10,6 +10,7 @@ Examples:
 
 import argparse
 import io
+import os
 from pathlib import Path
 
 import safetensors.torch
@@ -27,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('src', type=Path, metavar='SRC', help="the authors' file, or one of ours")
-    parser.add_argument('dst', type=Path, metavar='DST', help='file to write')
+    parser.add_argument('dst', metavar='DST', help='file to write')
     return parser.parse_args()
 
 
@@ -56,7 +57,7 @@ def as_safetensors(state_dict: dict[str, torch.Tensor], size: int, **metadata: s
     tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
     try:
         return safetensors.torch.save(tensors, metadata)
-    except Exception as error:  # names that are no Unicode, for one
+    except Exception as error:  # a name of SRC that is no Unicode, for one
         raise CommandError(
             f'safetensors cannot hold these weights: {type(error).__name__}: {str(error)[:200]}; '
             'give DST a name in .pth'
@@ -82,7 +83,10 @@ def as_pth(state_dict: dict[str, torch.Tensor], **meta: str) -> bytes:
 def main() -> None:
     """Read, rename, write."""
     args = parse_args()
-    if args.dst.exists():
+    if args.dst.endswith(os.sep) or os.path.isdir(args.dst):  # which Path would not show
+        raise CommandError(f'{args.dst} is a folder; give FOLDER/NAME.pth')
+    args.dst = Path(args.dst)
+    if os.path.lexists(args.dst):
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
     if args.dst.suffix not in ('.pth', '.pt', '.safetensors'):
         raise CommandError(f'{args.dst}: give DST a name in .pth or .safetensors')

@@ -3,6 +3,7 @@
 from .check_annotations_hook import AnnotationError, CheckAnnotationsHook
 from .check_classes_hook import CheckClassesHook, ClassCountError
 from .check_finite_hook import CheckFiniteHook, NotFiniteError
+from .check_pairs import MissingFileError
 from .checkpoint_hook import CheckpointHook
 from .ema import SideEMAHook
 from .lagging_cosine import LaggingCosineLR
@@ -17,6 +18,7 @@ __all__ = [
     'ClassCountError',
     'LaggingCosineLR',
     'LayerDecayOptimWrapperConstructor',
+    'MissingFileError',
     'NotFiniteError',
     'SideEMAHook',
 ]

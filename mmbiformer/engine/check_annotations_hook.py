@@ -10,6 +10,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS
+from .check_pairs import check_pairs
+from .checks import data_paths
 
 
 class AnnotationError(ValueError):
@@ -24,16 +26,21 @@ class CheckAnnotationsHook(Hook):
     as well is what they load as it is: masks that are no map of labels or of another size than
     their image, labels above the classes or 255, boxes that are not finite or were drawn in an
     image of another size. A warning names an image of which MMDetection drops every box, and a mask
-    in which all is ignored. The commands in ``tools/`` set this hook by themselves.
+    in which all is ignored. Before it starts, images and masks of MMSegmentation's data sets are
+    sought, see :func:`check_pairs`. The commands in ``tools/`` set this hook by themselves.
 
     Raises:
         AnnotationError: By the data loader.
+        MissingFileError: Before training or testing.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the training data."""
+        """Look at the training data, and for missing files of the validation data too."""
+        _check_pairs(runner, 'train')
+        if runner.val_loop is not None:
+            _check_pairs(runner, 'val')
         _check(runner.train_dataloader.dataset, runner.model)
 
     def before_val(self, runner: Runner) -> None:
@@ -42,6 +49,7 @@ class CheckAnnotationsHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Look at the test data."""
+        _check_pairs(runner, 'test')
         _check(runner.test_dataloader.dataset, runner.model)
 
 
@@ -136,6 +144,13 @@ def _has_16_bits(path: str) -> bool:
     with open(path, 'rb') as file:
         head = file.read(25)
     return head[:8] == b'\x89PNG\r\n\x1a\n' and head[24:] == b'\x10'
+
+
+def _check_pairs(runner: Runner, split: str) -> None:
+    # Validation and test data are mostly the same.
+    others = ('val', 'test') if split == 'train' else ('train',)
+    loader = getattr(runner, f'{split}_dataloader')
+    check_pairs([*leaves(loader.dataset)], split, data_paths(runner.cfg, others))
 
 
 def _check(dataset: Any, model: nn.Module) -> None:

@@ -19,6 +19,9 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import check_fit
@@ -105,7 +108,11 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """If the run resumes: check what MMEngine will restore, keep the random state for later."""
         if runner._resume:
-            check_fit(runner.model, checkpoint, runner._load_from, missing_too=False)
+            # Before the optimizer, whose groups are other ones too in a file of another model.
+            whole = isinstance(runner, Runner) and not any(
+                isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()
+            )
+            check_fit(runner.model, checkpoint, runner._load_from, missing_too=whole)
             _check_state(runner, checkpoint)
             self._resumed = checkpoint.get('random_state')
 
@@ -256,7 +263,9 @@ def _check_state(runner: Runner, checkpoint: dict[str, Any]) -> None:
     """
     checks: list[tuple[str, Any, Callable]] = [('message_hub', runner.message_hub, _check_hub)]
     if isinstance(runner, Runner):  # a FlexibleRunner leaves these to its strategy
-        checks.append(('optimizer', runner.optim_wrapper, _check_optimizer_state))
+        names = {parameter: name for name, parameter in runner.model.named_parameters()}
+        check_optimizer = partial(_check_optimizer_state, names=names)
+        checks.append(('optimizer', runner.optim_wrapper, check_optimizer))
         checks.append(('param_schedulers', runner.param_schedulers, _check_schedulers))
     path = runner._load_from
     for name, own, check in checks:
@@ -277,6 +286,8 @@ def _check_hub(own: MessageHub, saved: Any) -> None:
     for part in (scalars, info, resumed):
         if not isinstance(part, dict) or not all(type(name) is str for name in part):
             raise TypeError('values without names')
+    if not all(name.isprintable() for name in scalars):  # which are logged
+        raise ValueError('names with characters that are not printable')
     for name, buffer in scalars.items():
         if isinstance(buffer, HistoryBuffer):  # others are left out
             buffer.current()  # an empty one has none
@@ -287,7 +298,9 @@ def _check_hub(own: MessageHub, saved: Any) -> None:
             raise TypeError('a best_score that is no number')
 
 
-def _check_optimizer_state(own: OptimWrapper | OptimWrapperDict, saved: Any) -> None:
+def _check_optimizer_state(
+    own: OptimWrapper | OptimWrapperDict, saved: Any, names: dict[nn.Parameter, str]
+) -> None:
     if isinstance(own, OptimWrapperDict) and {*own.keys()} != {*saved}:
         raise KeyError(f'optimizers {[*own.keys()]} here')
     wrappers = [*own.values()] if isinstance(own, OptimWrapperDict) else [own]
@@ -300,8 +313,53 @@ def _check_optimizer_state(own: OptimWrapper | OptimWrapperDict, saved: Any) -> 
             raise ValueError(f'it is not of {type(optimizer).__name__}')
         if not all(isinstance(state, dict) for state in optimizer.state.values()):
             raise TypeError('the state of a parameter is no dictionary')
+        for parameter, state, example in _with_examples(optimizer):
+            name = names.get(parameter, 'a parameter').removeprefix('module.')
+            for key, value in example.items():
+                if isinstance(optimizer, SGD) and state.get(key) is None:
+                    continue  # it begins anew
+                if problem := _unlike(value, state.get(key)):
+                    raise ValueError(f'{key} of {name} is {problem}')
         if base is not None and not _alike(dict(lr=0.0), base):
             raise TypeError('its base_param_settings have no learning rate')
+
+
+def _with_examples(optimizer: Optimizer) -> Iterator[tuple[nn.Parameter, dict, dict]]:
+    """Parameters, their states as restored, and states that the optimizer makes by itself.
+
+    Those of LBFGS and of others than torch's own may have states of any shape.
+    """
+    kind = type(optimizer)
+    if not kind.__module__.startswith('torch.optim') or kind in (LBFGS, SparseAdam):
+        return
+    for group in optimizer.param_groups:
+        # What belongs to devices that a copy is not on; it changes no shape.
+        plain = {key: False for key in ('foreach', 'fused', 'capturable') if key in group}
+        examples: dict[tuple, dict] = {}
+        for parameter in group['params']:
+            if not optimizer.state.get(parameter):
+                continue
+            key = parameter.shape, parameter.dtype
+            if key not in examples:
+                twin = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                twin.grad = torch.zeros_like(twin)
+                own = kind([{**group, **plain, 'params': [twin]}], lr=0.0)
+                own.step()
+                examples[key] = own.state[twin]
+            yield parameter, optimizer.state[parameter], examples[key]
+
+
+def _unlike(own: Any, saved: Any) -> str | None:
+    """What is wrong with a value of an optimizer's state beside one that it makes by itself."""
+    if not isinstance(own, torch.Tensor):
+        return None
+    if not isinstance(saved, torch.Tensor):
+        return f'no tensor, but a {type(saved).__name__}'
+    if own.ndim and own.shape != saved.shape:
+        return f'{tuple(saved.shape)} instead of {tuple(own.shape)}'
+    if not own.ndim and not (saved.numel() == 1 and 0 <= float(saved) < float('inf')):
+        return 'no number from 0'
+    return None
 
 
 def _check_schedulers(own: list | dict[str, list], saved: Any) -> None:

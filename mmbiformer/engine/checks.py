@@ -4,11 +4,12 @@ import contextlib
 import copy
 import difflib
 import inspect
+import multiprocessing
 import os
 import re
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -20,15 +21,19 @@ from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
     DATASETS,
     HOOKS,
+    LOG_PROCESSORS,
     METRICS,
     MODELS,
     OPTIMIZERS,
     PARAM_SCHEDULERS,
     TRANSFORMS,
+    VISBACKENDS,
+    VISUALIZERS,
     Registry,
     init_default_scope,
 )
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from ..safe_load import CheckpointError
@@ -269,6 +274,7 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         raise CommandError(f'{cfg.filename} has no default_scope; set it to one of {[*SIZES]}')
     with _unnoticed():
         init_default_scope(cfg.default_scope)
+        _check_environment(cfg)
         check_backbone(cfg)
         model = build_model(cfg)
         if has_our_backbone(cfg):
@@ -282,6 +288,65 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
                         registry.build(node)
                     else:
                         _check_call(registry, node)
+
+
+def _check_environment(cfg: Config) -> None:
+    """Look at what the Runner reads when it has made its work folder."""
+    level = cfg.get('log_level', 'INFO')
+    try:
+        MMLogger('mmbiformer.log_level', log_level=level)
+    except Exception as error:
+        raise CommandError(
+            f'{cfg.filename}: log_level={level!r:.80} must be DEBUG, INFO, WARNING, ERROR or '
+            'CRITICAL, or an int'
+        ) from error
+    # The Runner has defaults for what is missing, not for None.
+    randomness, environment = cfg.get('randomness', dict(seed=None)), cfg.get('env_cfg', {})
+    _require_kind(cfg, 'randomness', randomness, (dict,))
+    _require_kind(cfg, 'env_cfg', environment, (dict,))
+    with _blamed(cfg, 'randomness'):
+        _check_arguments(Runner.set_randomness, None, **randomness)
+    seed = randomness['seed']
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise CommandError(
+            f'{cfg.filename}: randomness.seed={seed!r:.80} must be an int from 0 to 2**32 - 1, or '
+            'None for a random one'
+        )
+    processes, limit = environment.get('mp_cfg', {}), environment.get('resource_limit', 0)
+    _require_kind(cfg, 'env_cfg.resource_limit', limit, (int, float))
+    _require_kind(cfg, 'env_cfg.dist_cfg', environment.get('dist_cfg'), (dict, type(None)))
+    _require_kind(cfg, 'env_cfg.mp_cfg', processes, (dict,))
+    with _blamed(cfg, 'env_cfg.mp_cfg'):
+        _check_arguments(set_multi_processing, **processes)
+    threads = processes.get('opencv_num_threads', 0)
+    _require_kind(cfg, 'env_cfg.mp_cfg.opencv_num_threads', threads, (int,))
+    methods = multiprocessing.get_all_start_methods()
+    if (method := processes.get('mp_start_method', methods[0])) not in methods:
+        raise CommandError(
+            f'{cfg.filename}: env_cfg.mp_cfg.mp_start_method={method!r:.80} must be one of '
+            f'{methods}'
+        )
+    visualizer = cfg.get('visualizer')
+    if visualizer is not None:
+        with _blamed(cfg, 'visualizer'):
+            _check_call(VISUALIZERS, visualizer)
+        _require_kind(cfg, 'visualizer.name', visualizer.get('name'), (str, type(None)))
+        backends = visualizer.get('vis_backends') or ()
+        _require_kind(cfg, 'visualizer.vis_backends', backends, (dict, list, tuple))
+        for backend in [backends] if isinstance(backends, dict) else backends:
+            _require_kind(cfg, 'one of visualizer.vis_backends', backend, (dict,))
+            with _blamed(cfg, 'visualizer.vis_backends'):
+                # Of its name, only the visualizer hears.
+                _check_call(VISBACKENDS, {k: v for k, v in backend.items() if k != 'name'})
+    with _blamed(cfg, 'log_processor'):
+        _check_call(LOG_PROCESSORS, {'type': 'LogProcessor', **(cfg.get('log_processor') or {})})
+
+
+def _check_arguments(function: Callable, *args: Any, **kwargs: Any) -> None:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(str(error)) from error  # of which no line of code is told
 
 
 def check_backbone(cfg: Config) -> None:
@@ -389,6 +454,8 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
 
 def _check_call(registry: Registry, node: dict) -> None:
     """Raise an error if a type or an argument is unknown, or a text or list is no number."""
+    if node.get('type') is None:
+        raise KeyError(f"it has no 'type', but {dict(node)!r:.80}")
     with registry.switch_scope_and_registry(node.get('_scope_')) as found:
         kind = node['type'] if inspect.isclass(node['type']) else found.get(node['type'])
     if kind is None:
@@ -476,6 +543,17 @@ def error_text(error: Exception) -> str:
     return f'{type(error).__name__}: {text}{where}' if text else f'{type(error).__name__}{where}'
 
 
+def escaped(text: str) -> str:
+    """A text without characters that terminals obey: names in it may be a stranger's.
+
+    Args:
+        text: Any text; its lines are kept.
+    """
+    return ''.join(
+        letter if letter.isprintable() or letter == '\n' else ascii(letter)[1:-1] for letter in text
+    )
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory did not suffice; torch's error on CPU has no class of its own.
 
@@ -484,6 +562,16 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     text = re.search(r'(?:out of|t allocate) memory', str(error), re.IGNORECASE)
     return isinstance(error, MemoryError) or bool(text)
+
+
+def is_of_other_process(error: Exception) -> bool:
+    """Whether what failed is the talk with another process, which has ended.
+
+    Args:
+        error: Any error.
+    """
+    text = r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out'
+    return bool(re.search(text, str(error)))
 
 
 def type_name(node: Any) -> str:

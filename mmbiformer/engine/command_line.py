@@ -29,7 +29,9 @@ from .checks import (
     check_settings,
     check_writable,
     error_text,
+    escaped,
     has_our_backbone,
+    is_of_other_process,
     is_out_of_memory,
     type_name,
 )
@@ -71,13 +73,14 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         message = f'--cfg-options {given[0].f_locals["kv"]}: give KEY=VALUE, brackets closed'
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        text = (str(error).strip().splitlines() or ['out of memory'])[0]
+        if is_out_of_memory(error):
+            message = f'{text}\nMake the batch or the images smaller, or free memory'
+        elif torch.distributed.is_initialized() and is_of_other_process(error):
+            message = f'another process of this job ended: {text}. See its own message'
+        else:
             raise
-        message = (
-            f'{str(error).strip().splitlines()[0] if str(error) else "out of memory"}\nMake the '
-            'batch or the images smaller, or free memory'
-        )
-    print(f'error: {message}', file=sys.stderr)
+    print(f'error: {escaped(message)}', file=sys.stderr)
     sys.exit(2)
 
 

@@ -4,11 +4,15 @@ Everything else keeps its traceback, which a bug report needs.
 """
 
 import contextlib
+import errno
+import itertools
 import json
 import os
 import re
 import traceback
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -16,7 +20,8 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
-from .checks import CommandError, data_paths, is_out_of_memory, not_built
+from .check_pairs import MissingFileError
+from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -66,7 +71,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     resume = f' {RESUME}' if 'train' in splits else ''
     if isinstance(error, CheckpointError):
         return text
-    if isinstance(error, ClassCountError):
+    if isinstance(error, (ClassCountError, MissingFileError)):
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
@@ -108,18 +113,30 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
         )
     if _is_of_config(error, part, files):
         return not_built(cfg, part or 'a part', error)
-    if 'need at least one array to concatenate' in text and _within(files, 'base_dataset.py'):
+    none = 'need at least one array to concatenate' in text or text.startswith('Found 0 files')
+    if none and _within(files, 'base_dataset.py'):
         paths = data_paths(cfg, _splits(part, splits))
-        reason = (
-            'no image has an annotation of the configured classes. Let metainfo.classes name '
-            'categories of the annotation file, whose image_id and category_id must be those of '
-            'its images and categories:'
-            if any(path.endswith('.json') for path in paths)
-            else 'no image was found. Look at its data_prefix, img_suffix and seg_map_suffix, and '
-            'into'
+        files = [path for path in paths if path.endswith('.json')]
+        if files:
+            reason = (
+                'no image has an annotation of the configured classes. Let metainfo.classes name '
+                'categories of the annotation file, whose image_id and category_id must be those '
+                f'of its images and categories: {" and ".join(files)}'
+            )
+        else:
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            owners = (frame.f_locals.get('self') for frame in frames)
+            datasets = [owner for owner in owners if hasattr(owner, 'load_data_list')]
+            reason = (
+                f'no image was found. {_no_image(*datasets[-1:])}Mend the settings of the data '
+                f'set, or the files in {" and ".join(paths)}'
+            )
+        return f'{part or "a data set"} of {cfg.filename} is empty: {reason}'
+    if isinstance(error, OSError) and error.errno == errno.ELOOP and error.filename:
+        return (
+            f'{_loop(error.filename)} is a link that leads back to where it is, so that the files '
+            'of its folder have no end: remove it'
         )
-        paths = [path for path in paths if path.endswith('.json')] or paths
-        return f'{part or "a data set"} of {cfg.filename} is empty: {reason} {" and ".join(paths)}'
     if any(re.search(r'/pycocotools/\w+\.pyx?$', file) for file in files):
         evaluated = tuple(split for split in splits if split != 'train') or splits
         paths = [path for path in data_paths(cfg, evaluated) if path.endswith('.json')]
@@ -143,9 +160,38 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'the annotations cannot be read: {type(error).__name__}: {last_line}. Look into '
             f'{" and ".join(files) or "the data set"}'
         )
-    if re.search(r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out', text):
+    if is_of_other_process(error):
         return f'another process of this job ended: {last_line}. See its own message.{resume}'
     return None
+
+
+def _no_image(dataset: Any = None) -> str:
+    """Which files a data set looks for, and what is there instead."""
+    suffixes = getattr(dataset, 'extensions', None) or getattr(dataset, 'img_suffix', None)
+    prefix = getattr(dataset, 'data_prefix', None)
+    folder = prefix.get('img_path') if isinstance(prefix, dict) else None
+    if not suffixes or not isinstance(folder, str) or not os.path.isdir(folder):
+        return ''
+    names = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
+    kinds = Counter(os.path.splitext(name)[1] for name in itertools.islice(names, 10_000))
+    there = ', '.join(f'{count} of {kind or "no suffix"}' for kind, count in kinds.most_common(3))
+    setting = 'extensions' if hasattr(dataset, 'extensions') else 'img_suffix'
+    wanted = suffixes if isinstance(suffixes, str) else ', '.join(sorted(suffixes))
+    deeper = ' in a folder for each class' if getattr(dataset, 'with_label', False) else ''
+    return (
+        f'Sought are files in {wanted} ({setting} of the data set){deeper}; {folder} holds '
+        f'{there or "no files"}. '
+    )
+
+
+def _loop(path: str) -> str:
+    """The first part of a path that is a link to itself, or to a folder around it."""
+    for part in (*reversed(Path(path).parents), Path(path)):
+        if part.is_symlink():
+            target = Path(os.path.realpath(part))
+            if target == part or target in Path(os.path.realpath(part.parent), 'x').parents:
+                return str(part)
+    return path
 
 
 def _part(functions: set[str]) -> str | None:

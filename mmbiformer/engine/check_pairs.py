@@ -1,0 +1,139 @@
+"""Look whether each image of a segmentation data set has its mask, and each mask its image."""
+
+import functools
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from mmengine.fileio import list_dir_or_file
+from mmengine.logging import print_log
+
+from .checks import escaped
+
+
+class MissingFileError(ValueError):
+    """Images or masks that are not there; the message names one, and how many there are."""
+
+
+def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> None:
+    """Look at the files of MMSegmentation's data sets; leave all others alone.
+
+    MMSegmentation would end at a missing file when it is its turn, and not notice a missing image.
+
+    Args:
+        datasets: Data sets, built, without wrappers.
+        split: What they are for, for the message.
+        others: Folders that other data loaders of the config read.
+
+    Raises:
+        MissingFileError: If an image or a mask that will be loaded is not there.
+    """
+    mmseg = sys.modules.get('mmseg.datasets')
+    # Remote folders would take long to list once more.
+    datasets = [
+        dataset
+        for dataset in datasets
+        if mmseg and isinstance(dataset, mmseg.BaseSegDataset) and not dataset.backend_args
+    ]
+    folders = Counter(os.path.normpath(folder) for folder in others)
+    folders.update(os.path.normpath(_folders(dataset)[1]) for dataset in datasets)
+    for dataset in datasets:
+        for key in _loaded(dataset):
+            _check_there(dataset, key, split)
+        masks = _folders(dataset)[1]
+        by_folder = not dataset.ann_file or os.path.isdir(dataset.ann_file)
+        own = type(dataset).load_data_list is not mmseg.BaseSegDataset.load_data_list
+        suffixes = dataset.img_suffix, dataset.seg_map_suffix
+        named = all(type(suffix) is str and suffix for suffix in suffixes)
+        if by_folder and not own and named and all(map(os.path.isdir, _folders(dataset))):
+            _tell_left_out(dataset, split, shared=folders[os.path.normpath(masks)] > 1)
+
+
+def _folders(dataset: Any) -> tuple[str, str]:
+    return tuple(dataset.data_prefix.get(key) or '' for key in ('img_path', 'seg_map_path'))
+
+
+def _loaded(dataset: Any) -> list[str]:
+    """Which files the pipeline cannot do without: those of images, of masks."""
+    found = []
+    for transform in dataset.pipeline.transforms:
+        host, name = type(transform).__module__.split('.')[0], type(transform).__name__
+        if (host, name) == ('mmcv', 'LoadImageFromFile') and not transform.ignore_empty:
+            found.append('img_path')
+        elif (host, name) == ('mmseg', 'LoadAnnotations'):
+            found.append('seg_map_path')
+    return found
+
+
+def _check_there(dataset: Any, key: str, split: str) -> None:
+    files = functools.cache(_files)
+    items = [dataset.get_data_info(i) for i in range(len(dataset))]
+    missing = []
+    for item in items:
+        path = item.get(key)
+        if isinstance(path, str) and '://' not in path:
+            folder, name = os.path.split(path)
+            if name not in files(folder or '.') and not os.path.isfile(path):
+                missing.append(item)
+    if not missing:
+        return
+    what = 'images' if key == 'img_path' else 'masks'
+    for_image = '' if key == 'img_path' else f', for the image {missing[0]["img_path"]}'
+    raise MissingFileError(
+        f'{len(missing)} of {len(items)} {what} of the {split} data are not there, or no files, '
+        f'such as {missing[0][key]}{for_image}. '
+        + (f'The lines of {dataset.ann_file} are names without suffixes. ' * bool(dataset.ann_file))
+        + f"A mask has its image's name, with seg_map_suffix={dataset.seg_map_suffix!r} in the "
+        f'place of img_suffix={dataset.img_suffix!r}: mend these settings or data_prefix, add '
+        f'the files, or take the names out of {dataset.ann_file or "the folder of images"}'
+    )
+
+
+def _files(folder: str) -> set[str]:
+    """What is surely a file: asking for each by itself takes long where a disk is remote."""
+    if not os.path.isdir(folder):
+        return set()
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+
+
+def _tell_left_out(dataset: Any, split: str, shared: bool) -> None:
+    """Warn of masks without an image that is read, unless other data sets may have the images."""
+    images, masks = _folders(dataset)
+    suffix, mask_suffix = dataset.img_suffix, dataset.seg_map_suffix
+    files = [*list_dir_or_file(images, list_dir=False, recursive=True)]
+    read = {file[: -len(suffix)] for file in files if file.endswith(suffix)}
+    known = read | {os.path.join(images, name + suffix) for name in read}
+    lonely: dict[str, str] = {}
+    for top, _, names in os.walk(masks):  # which no loop of links keeps for ever
+        for file in names:
+            path = os.path.join(top, file)
+            name = os.path.relpath(path, masks)[: -len(mask_suffix)]
+            if file.endswith(mask_suffix) and file[0] != '.' and {name, path}.isdisjoint(known):
+                lonely[name] = path
+    own = {*lonely.values()}
+    unread = {os.path.splitext(file)[0]: os.path.join(images, file) for file in files}
+    renamed = [unread[name] for name in lonely if name in unread and unread[name] not in own]
+    if renamed:
+        _warn(
+            f'{len(renamed)} images of the {split} data are left out, such as {min(renamed)}: '
+            f'they have masks, but their names do not end in img_suffix={suffix!r}'
+        )
+    lost = [path for name, path in lonely.items() if name not in unread and not _of(name, read)]
+    if lost and not shared:
+        _warn(
+            f'{len(lost)} masks of the {split} data are left out, such as {min(lost)}: {images} '
+            f'has no images of their names with img_suffix={suffix!r}'
+        )
+
+
+def _of(name: str, read: set[str]) -> bool:
+    """Whether a mask is one of several of an image, as ``a_colour.png`` beside ``a.png``."""
+    return any(name[:i] in read for i, letter in enumerate(name) if letter in '_-. ')
+
+
+def _warn(text: str) -> None:
+    print_log(escaped(text), logger='current', level=logging.WARNING)
