@@ -11,6 +11,7 @@ The exceptions are torch's dtypes and two harmless functions of MMEngine, from f
 
 import ctypes
 import io
+import json
 import math
 import os
 import pickle
@@ -33,6 +34,8 @@ MAX_NAME = 256  # characters of the dotted name of a class or a function
 # What is made of a pickle may take BASE + FACTOR * its size bytes. Counted is what a few bytes of a
 # file can make a lot of; the rest is at most 22 times as large as in the file (text of two bytes).
 BASE, FACTOR = 2**26, 16
+VERSION_KEY = 'version.'  # before the name of a module, in the metadata of safetensors
+MAX_HEADER = 2**24  # bytes of a header of safetensors in which versions are sought
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
@@ -770,9 +773,10 @@ def _load_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     return result
 
 
-def _load_safetensors(file: BinaryIO, map_location: Any) -> dict[str, torch.Tensor]:
+def _load_safetensors(file: BinaryIO, map_location: Any) -> 'OrderedDict[str, torch.Tensor]':
+    content = file.read()
     try:
-        tensors = safetensors.torch.load(file.read())
+        tensors = OrderedDict(safetensors.torch.load(content))
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f'its safetensors header does not fit: {error}; the file is truncated or damaged'
@@ -781,6 +785,14 @@ def _load_safetensors(file: BinaryIO, map_location: Any) -> dict[str, torch.Tens
         flat = tensor.reshape(-1).view(torch.uint8).clone()  # in a storage of its own
         placed = _place(flat, 'cpu', map_location)
         tensors[name] = placed.view(tensor.dtype).reshape(tensor.shape)
+    size = int.from_bytes(content[:8], 'little')
+    # safetensors has read this header too, and found no more than texts in its metadata.
+    header = json.loads(content[8 : 8 + size]) if size <= MAX_HEADER else {}
+    tensors._metadata = OrderedDict(
+        (key.removeprefix(VERSION_KEY), {'version': int(text)})
+        for key, text in header.get('__metadata__', {}).items()
+        if key.startswith(VERSION_KEY) and re.fullmatch(r'[0-9]{1,9}', text)
+    )
     return tensors
 
 
@@ -821,7 +833,8 @@ def safe_load(file: str | os.PathLike | BinaryIO, map_location: Any = 'cpu') -> 
 
     Tensors, numpy arrays and scalars, plain Python data and MMEngine's ``HistoryBuffer`` are read;
     a ``defaultdict`` becomes a dict, a tensor subclass a tensor. In the place of every other object
-    stands a :class:`Placeholder`. A safetensors file gives a dict of tensors.
+    stands a :class:`Placeholder`. A safetensors file gives a dict of tensors, with the versions of
+    modules that its metadata name under :data:`VERSION_KEY`.
 
     Args:
         file (str | os.PathLike | BinaryIO): Path, or a seekable file that is open for reading.

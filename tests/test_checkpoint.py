@@ -261,7 +261,7 @@ def test_wrong_arch_is_refused(released):
         net.init_weights()
 
 
-@pytest.mark.parametrize('kind', ['released', 'converted', 'ours'])
+@pytest.mark.parametrize('kind', ['released', 'converted', 'ours', '.pth', '.safetensors'])
 @pytest.mark.parametrize(('arch', 'other'), [('stl', 'stl_nchw'), ('stl_nchw', 'stl')])
 def test_stl_and_stl_nchw_are_told_apart(arch, other, kind, tmp_path):
     """Though names and shapes are the same: by the authors' names, then by the version."""
@@ -283,12 +283,21 @@ def test_stl_and_stl_nchw_are_told_apart(arch, other, kind, tmp_path):
         state_dict = convert_official_state_dict(state_dict)
     path = str(tmp_path / 'model.pth')
     torch.save(dict(state_dict=state_dict), path)
+    if kind.startswith('.'):
+        command = [sys.executable, 'tools/convert_checkpoint.py', path, f'{path}{kind}']
+        subprocess.run(command, cwd=ROOT, check=True)
+        path += kind
     init_cfg = dict(type='Pretrained', checkpoint=path)
     right = model(arch, init_cfg=init_cfg)
     load_checkpoint(right, path)
     right.backbone.init_weights()
     wrong = model(other, init_cfg=init_cfg)
-    for load in (lambda: load_checkpoint(wrong, path), wrong.backbone.init_weights):
+    prefixed = model(other, init_cfg=dict(init_cfg, prefix='backbone.'))
+    for load in (
+        lambda: load_checkpoint(wrong, path),
+        wrong.backbone.init_weights,
+        prefixed.backbone.init_weights,
+    ):
         with pytest.raises(CheckpointError, match=r"has '(value|input)' .* Choose the matching"):
             load()
 

@@ -11,6 +11,7 @@ Examples:
 import argparse
 import io
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import safetensors.torch
@@ -20,6 +21,7 @@ from mmbiformer.checkpoint import load_whole_model, register_safe_loader
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.engine.files import write_whole
+from mmbiformer.safe_load import VERSION_KEY
 
 SLACK = 2**24  # bytes that a file may grow beyond twice its size
 
@@ -36,7 +38,11 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a file, under this project's names."""
     checkpoint = load_whole_model(str(path))  # weights under `model` it puts under `state_dict`
     state_dict = checkpoint.get('state_dict', checkpoint)
-    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    weights = OrderedDict(
+        (name, value) for name, value in state_dict.items() if isinstance(value, torch.Tensor)
+    )
+    weights._metadata = getattr(state_dict, '_metadata', OrderedDict())
+    return weights
 
 
 def as_safetensors(state_dict: dict[str, torch.Tensor], size: int, **metadata: str) -> bytes:
@@ -96,6 +102,9 @@ def main() -> None:
     state_dict = load_weights(args.src)
     meta = dict(converted_from=args.src.name)
     if args.dst.suffix == '.safetensors':
+        for name, entry in state_dict._metadata.items():
+            if entry.get('version', 1) > 1:  # which is what torch takes for granted
+                meta[VERSION_KEY + name] = str(entry['version'])
         content = as_safetensors(state_dict, args.src.stat().st_size, **meta, format='pt')
     else:
         content = as_pth(state_dict, **meta)

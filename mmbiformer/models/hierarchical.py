@@ -1,6 +1,6 @@
 """What the four-stage backbones share: blocks, downsampling, and the contract with the hosts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,7 +98,7 @@ class HierarchicalBackbone(BaseModule):
         with_cp: bool,
         init_cfg: dict | list[dict] | None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__(_without_prefix(init_cfg))
         self.out_indices = _check_out_indices(out_indices, len(depths), final_norm)
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate={drop_path_rate} must lie in [0, 1)')
@@ -298,6 +298,16 @@ def check_arch(
     if any(dim < 1 or dim % HEAD_DIM for dim in dims):
         raise ValueError(f'embed_dims={dims} must be multiples of {HEAD_DIM}, the head width')
     return arch
+
+
+def _without_prefix(init_cfg: dict | list[dict] | None) -> dict | list[dict] | None:
+    """An initialization config without the prefix that backbones take off by themselves.
+
+    Where MMEngine takes it off, the version of the weights is lost, which tells like archs apart.
+    """
+    if isinstance(init_cfg, Mapping) and init_cfg.get('prefix') in ('backbone', 'backbone.'):
+        return {key: value for key, value in init_cfg.items() if key != 'prefix'}
+    return init_cfg
 
 
 def _check_out_indices(
