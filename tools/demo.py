@@ -242,7 +242,7 @@ DEMOS = {
     'retinanet': Demo('retinanet_', 'coco', (400, 80), BOXES, draw_instances),
     'sfpn': Demo('sfpn_', 'ade20k', (400, 80), REGIONS, draw_maps),
     'upernet': Demo('upernet_', 'ade20k', (400, 80), REGIONS, draw_maps),
-    'classification': Demo('', 'imagenet', (7680, 700), TOP1, draw_label),
+    'classification': Demo('', 'imagenet', (7020, 700), TOP1, draw_label),
 }
 
 # Both have the same widths, so that necks and heads fit as they are. DeBiFormer routes to up to 49
