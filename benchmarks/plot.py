@@ -329,8 +329,8 @@ with bfloat16 weights, and these as a CUDA graph, which no processor can hold up
 
 {table(['', *GPU_SPEEDS.values(), 'memory of training'], *networks)}
 
-{held} of {len(record['parity'])} comparisons with float64 (15 shapes, three precisions, output and
-gradients) were within twice the reference's error in that precision, and equal bit by bit in two
+{held} of {len(record['parity'])} comparisons with float64, shapes times precisions, of output and
+gradients were within twice the reference's error in that precision, and equal bit by bit in two
 runs.
 
 {notes}

@@ -21,7 +21,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as lists
 from torch import Tensor, nn
 
-from .safe_load import CheckpointError, safe_load
+from .safe_load import CheckpointError, controls_terminal, safe_load
 
 AUTHORS_URLS = dict(
     BiFormer='https://github.com/rayleizhu/BiFormer',
@@ -284,10 +284,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     weights = _unnest(checkpoint)
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise CheckpointError(f'{filename} holds no weights by name: {type(weights).__name__}')
-    odd = [name for name in weights if not name.isprintable()]
+    odd = [name for name in weights if controls_terminal(name)]
     if odd:  # MMEngine prints the names of what it does not use
         raise CheckpointError(
-            f'{filename} holds names with characters that are not printable, such as '
+            f'{filename} holds names with characters that terminals obey, such as '
             f'{_shown(odd)}: it is damaged, or made to deceive; download or write it again'
         )
     odd = [name for name in weights if 'stages.' in name and not isinstance(weights[name], Tensor)]

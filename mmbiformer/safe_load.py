@@ -18,6 +18,7 @@ import pickle
 import re
 import struct
 import sys
+import unicodedata
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -36,9 +37,20 @@ MAX_NAME = 256  # characters of the dotted name of a class or a function
 BASE, FACTOR = 2**26, 16
 VERSION_KEY = 'version.'  # before the name of a module, in the metadata of safetensors
 MAX_HEADER = 2**24  # bytes of a header of safetensors in which versions are sought
+_BIDIRECTIONAL = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 _ONE_CYCLE = 'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler'
+
+
+def controls_terminal(text: str) -> bool:
+    """Whether a text has characters that a terminal would obey, or could not be told.
+
+    Not all that are not printable: classes have names with spaces that do not break, say.
+    """
+    return any(
+        unicodedata.category(letter) in ('Cc', 'Cs') or letter in _BIDIRECTIONAL for letter in text
+    )
 
 
 class CheckpointError(ValueError):
@@ -790,7 +802,7 @@ def _load_safetensors(file: BinaryIO, map_location: Any) -> 'OrderedDict[str, to
     header = json.loads(content[8 : 8 + size]) if size <= MAX_HEADER else {}
     tensors._metadata = OrderedDict(
         (key.removeprefix(VERSION_KEY), {'version': int(text)})
-        for key, text in header.get('__metadata__', {}).items()
+        for key, text in (header.get('__metadata__') or {}).items()
         if key.startswith(VERSION_KEY) and re.fullmatch(r'[0-9]{1,9}', text)
     )
     return tensors

@@ -445,6 +445,43 @@ def test_remote_masks(tmp_path, log):
     assert pairs_of(tmp_path, ['a.jpg'], [], log, backend_args=backend) == []
 
 
+def test_files_that_only_the_data_set_knows(tmp_path):
+    """Where paths or items are not what is listed, nothing is sought."""
+    from mmseg.datasets import BaseSegDataset
+
+    class Twice(BaseSegDataset):
+        def __len__(self):
+            return 2 * super().__len__()
+
+    class Folders(BaseSegDataset):
+        def load_data_list(self):
+            folders = self.data_prefix['img_path'], self.data_prefix['seg_map_path']
+            paths = (f'{folder[0]}/a' for folder in folders)
+            return [dict(zip(('img_path', 'seg_map_path'), paths, strict=True))]
+
+    class Elsewhere:
+        def __call__(self, results):
+            return dict(results, seg_map_path='elsewhere')
+
+    load = dict(type='LoadAnnotations', _scope_='mmseg')
+    (tmp_path / 'img').mkdir()
+    for name in ('a', 'b'):
+        (tmp_path / f'img/{name}.jpg').write_bytes(b'')
+    options = dict(data_root=f'{tmp_path}', data_prefix=dict(img_path='img', seg_map_path='ann'))
+    remote = dict(load, backend_args=dict(backend='local'))
+    there = dict(data_prefix=dict(img_path=[f'{tmp_path}/img'], seg_map_path=[f'{tmp_path}/img']))
+    (tmp_path / 'img/a').write_bytes(b'')
+    for dataset in (
+        Twice(**options, pipeline=[load]),
+        Folders(**there, pipeline=[load]),
+        BaseSegDataset(**options, pipeline=[Elsewhere(), load]),
+        BaseSegDataset(**options, pipeline=[remote]),
+    ):
+        check_pairs([dataset], 'train', [])
+    with pytest.raises(ValueError, match='2 of 2 masks'):
+        check_pairs([BaseSegDataset(**options, pipeline=[load])], 'train', [])
+
+
 @pytest.mark.parametrize('form', ['coco', 'ade20k'])
 def test_whole_data_train(whole, tmp_path, form):
     """Nothing is said of them: the run ends by itself."""

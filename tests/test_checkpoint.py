@@ -293,10 +293,12 @@ def test_stl_and_stl_nchw_are_told_apart(arch, other, kind, tmp_path):
     right.backbone.init_weights()
     wrong = model(other, init_cfg=init_cfg)
     prefixed = model(other, init_cfg=dict(init_cfg, prefix='backbone.'))
+    listed = model(other, init_cfg=[dict(init_cfg, prefix='backbone')])
     for load in (
         lambda: load_checkpoint(wrong, path),
         wrong.backbone.init_weights,
         prefixed.backbone.init_weights,
+        listed.backbone.init_weights,
     ):
         with pytest.raises(CheckpointError, match=r"has '(value|input)' .* Choose the matching"):
             load()
@@ -428,7 +430,7 @@ def test_names_of_strangers_are_cut_and_escaped(tmp_path):
     messages = [str(info.value)]
     for name in (f'stages.{evil}', evil, 'head.\x1b]0;x\x07', 'head.\u202e\x1b'):
         torch.save(dict(official(), **{name: torch.zeros(1)}), tmp_path / 'evil.pth')
-        with pytest.raises(CheckpointError, match='are not printable, such as') as info:
+        with pytest.raises(CheckpointError, match='that terminals obey, such as') as info:
             load_whole_model(str(tmp_path / 'evil.pth'))
         messages.append(str(info.value))
     net = BiFormer('tiny', out_indices=(3,))
@@ -438,7 +440,8 @@ def test_names_of_strangers_are_cut_and_escaped(tmp_path):
     for message in messages:
         assert len(message) < 1000 and message.isprintable()
         assert '\\x1b' in message
-    torch.save(dict(official(), **{'head.größe 1': torch.zeros(1)}), tmp_path / 'fine.pth')
+    fine = 'head.größe 1\xa0\u200c\u3000'  # spaces that do not break, and the like
+    torch.save(dict(official(), **{fine: torch.zeros(1)}), tmp_path / 'fine.pth')
     load_whole_model(str(tmp_path / 'fine.pth'))
 
 

@@ -301,13 +301,18 @@ def test_states_of_every_optimizer(name, dtype):
     if kind is None:  # in an older torch
         return
     model = nn.Sequential(nn.Linear(2, 3, bias=name != 'Muon'), nn.Linear(2, 3, bias=False))
+    scales = []
+    if name != 'Muon':  # numbers, as in mmdet's heads, of gradients of either sign
+        scales = [nn.Parameter(torch.tensor(value)) for value in (1.0, -1.0)]
+        model.scales = nn.ParameterList(scales)
     model.to(dtype)
 
     def wrapper():
         return OptimWrapper(kind(model.parameters(), lr=0.1, **KINDS[name]))
 
     first = wrapper()
-    model[0](torch.ones(1, 2, dtype=dtype)).sum().backward()
+    loss = model[0](torch.ones(1, 2, dtype=dtype)).sum()
+    (loss + sum(scale**2 for scale in scales)).backward()
     first.optimizer.step(lambda: torch.zeros(()))
     saved = copy.deepcopy(first.state_dict())
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -91,6 +91,9 @@ def test_reasons():
     assert 'more than 65535 images' in why_not(many, many, many, num_heads=2)
     far = Pretended(torch.empty_strided(q.shape, (2**33, 2**31, 16, 1), device='meta'))
     assert 'spans more than 2147483647' in why_not(on_gpu, far, on_gpu, num_heads=2)
+    large = Pretended(torch.empty(1, 512, 1024, 512, device='meta'))
+    deep = Pretended(torch.empty(1, 8, 8, 4096, device='meta'))
+    assert 'spans more than 2147483647' in why_not(large, large, deep, num_heads=32)
 
 
 class Pretended:

@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file
 from mmengine.logging import print_log
 
 from .checks import escaped
+
+HOSTS = 'mmcv', 'mmseg', 'mmbiformer'
+ITEMS = '__len__', '__getitem__', 'prepare_data', 'get_data_info'
 
 
 class MissingFileError(ValueError):
@@ -36,7 +40,11 @@ def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> N
     datasets = [
         dataset
         for dataset in datasets
-        if mmseg and isinstance(dataset, mmseg.BaseSegDataset) and not dataset.backend_args
+        if mmseg
+        and isinstance(dataset, mmseg.BaseSegDataset)
+        and not dataset.backend_args
+        # One that counts or finds its items by itself may have others than are listed.
+        and all(getattr(type(dataset), name) is getattr(BaseDataset, name) for name in ITEMS)
     ]
     folders = Counter(os.path.normpath(folder) for folder in others)
     folders.update(os.path.normpath(_folders(dataset)[1]) for dataset in datasets)
@@ -53,7 +61,8 @@ def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> N
 
 
 def _folders(dataset: Any) -> tuple[str, str]:
-    return tuple(dataset.data_prefix.get(key) or '' for key in ('img_path', 'seg_map_path'))
+    folders = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
+    return tuple(folder if isinstance(folder, str) else '' for folder in folders)
 
 
 def _loaded(dataset: Any) -> list[str]:
@@ -61,6 +70,9 @@ def _loaded(dataset: Any) -> list[str]:
     found = []
     for transform in dataset.pipeline.transforms:
         host, name = type(transform).__module__.split('.')[0], type(transform).__name__
+        elsewhere = ('backend_args', 'file_client_args')  # paths may mean others there
+        if host not in HOSTS or any(getattr(transform, key, None) for key in elsewhere):
+            break  # one of the user's own may change paths
         if (host, name) == ('mmcv', 'LoadImageFromFile') and not transform.ignore_empty:
             found.append('img_path')
         elif (host, name) == ('mmseg', 'LoadAnnotations'):

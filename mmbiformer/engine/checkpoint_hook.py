@@ -26,8 +26,11 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import check_fit
 from ..registry import HOOKS
-from ..safe_load import CheckpointError, safe_load
+from ..safe_load import CheckpointError, controls_terminal, safe_load
 from .files import write_whole
+
+# What torch's optimizers count or average for a parameter of any shape.
+COUNTERS = {'step', 'eta', 'mu', 'mu_product'}
 
 
 @register_backend('AtomicBackend')
@@ -286,8 +289,8 @@ def _check_hub(own: MessageHub, saved: Any) -> None:
     for part in (scalars, info, resumed):
         if not isinstance(part, dict) or not all(type(name) is str for name in part):
             raise TypeError('values without names')
-    if not all(name.isprintable() for name in scalars):  # which are logged
-        raise ValueError('names with characters that are not printable')
+    if any(map(controls_terminal, scalars)):  # which are logged
+        raise ValueError('names with characters that terminals obey')
     for name, buffer in scalars.items():
         if isinstance(buffer, HistoryBuffer):  # others are left out
             buffer.current()  # an empty one has none
@@ -318,7 +321,7 @@ def _check_optimizer_state(
             for key, value in example.items():
                 if isinstance(optimizer, SGD) and state.get(key) is None:
                     continue  # it begins anew
-                if problem := _unlike(value, state.get(key)):
+                if problem := _unlike(key, value, state.get(key)):
                     raise ValueError(f'{key} of {name} is {problem}')
         if base is not None and not _alike(dict(lr=0.0), base):
             raise TypeError('its base_param_settings have no learning rate')
@@ -343,22 +346,26 @@ def _with_examples(optimizer: Optimizer) -> Iterator[tuple[nn.Parameter, dict, d
             if key not in examples:
                 twin = torch.zeros(parameter.shape, dtype=parameter.dtype)
                 twin.grad = torch.zeros_like(twin)
-                own = kind([{**group, **plain, 'params': [twin]}], lr=0.0)
-                own.step()
+                try:
+                    own = kind([{**group, **plain, 'params': [twin]}], lr=0.0)
+                    own.step()
+                except Exception:  # of settings that live on another device, say
+                    return
                 examples[key] = own.state[twin]
             yield parameter, optimizer.state[parameter], examples[key]
 
 
-def _unlike(own: Any, saved: Any) -> str | None:
+def _unlike(key: str, own: Any, saved: Any) -> str | None:
     """What is wrong with a value of an optimizer's state beside one that it makes by itself."""
     if not isinstance(own, torch.Tensor):
         return None
     if not isinstance(saved, torch.Tensor):
         return f'no tensor, but a {type(saved).__name__}'
-    if own.ndim and own.shape != saved.shape:
+    if key in COUNTERS and not own.ndim:
+        counts = saved.numel() == 1 and 0 <= float(saved) < float('inf')
+        return None if counts else 'no number from 0'
+    if own.shape != saved.shape:
         return f'{tuple(saved.shape)} instead of {tuple(own.shape)}'
-    if not own.ndim and not (saved.numel() == 1 and 0 <= float(saved) < float('inf')):
-        return 'no number from 0'
     return None
 
 

@@ -321,7 +321,7 @@ def _check_environment(cfg: Config) -> None:
     threads = processes.get('opencv_num_threads', 0)
     _require_kind(cfg, 'env_cfg.mp_cfg.opencv_num_threads', threads, (int,))
     methods = multiprocessing.get_all_start_methods()
-    if (method := processes.get('mp_start_method', methods[0])) not in methods:
+    if (method := processes.get('mp_start_method')) not in (None, *methods):
         raise CommandError(
             f'{cfg.filename}: env_cfg.mp_cfg.mp_start_method={method!r:.80} must be one of '
             f'{methods}'
@@ -570,7 +570,7 @@ def is_of_other_process(error: Exception) -> bool:
     Args:
         error: Any error.
     """
-    text = r'[Cc]onnection (?:closed|reset) by peer|Connection refused|timed? ?out'
+    text = r'[Cc]onnection (?:closed|reset) by peer|Connection refused|(?<!DataLoader )timed? ?out'
     return bool(re.search(text, str(error)))
 
 

@@ -305,6 +305,8 @@ def _without_prefix(init_cfg: dict | list[dict] | None) -> dict | list[dict] | N
 
     Where MMEngine takes it off, the version of the weights is lost, which tells like archs apart.
     """
+    if isinstance(init_cfg, list):
+        return [_without_prefix(each) for each in init_cfg]
     if isinstance(init_cfg, Mapping) and init_cfg.get('prefix') in ('backbone', 'backbone.'):
         return {key: value for key, value in init_cfg.items() if key != 'prefix'}
     return init_cfg

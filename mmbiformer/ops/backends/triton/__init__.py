@@ -7,7 +7,6 @@ order, so that they are equal from run to run.
 
 import os
 from importlib.util import find_spec
-from math import prod
 
 import torch
 from torch import Tensor
@@ -48,15 +47,23 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
         return None  # in a graph for all sizes further questions would fix the answer
     if query.shape[0] > LARGEST_BATCH:
         return f'a batch has more than {LARGEST_BATCH} images'
-    if max(map(span, (query, key, value))) > LARGEST_IMAGE:
+    return too_far(query, key, value)
+
+
+def too_far(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    """Why offsets of 32 bits do not reach over an image, or None."""
+    output = query.shape[1] * query.shape[2] * value.shape[3]
+    if max(output, span(query), span(key), span(value)) > LARGEST_IMAGE:
         return f'an image spans more than {LARGEST_IMAGE} elements'
     return None
 
 
 def span(x: Tensor) -> int:
     """Elements that an image reaches over in memory, or that one made like it would."""
-    (_, *size), (_, *strides) = x.shape, x.stride()
-    return max(prod(size), 1 + sum((n - 1) * step for n, step in zip(size, strides, strict=True)))
+    _, height, width, channels = x.shape
+    _, down, right, deep = x.stride()
+    reach = 1 + (height - 1) * down + (width - 1) * right + (channels - 1) * deep
+    return max(height * width * channels, reach)
 
 
 @torch.compiler.assume_constant_result

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from ...regions import num_regions
+from . import LARGEST_IMAGE, span, too_far
 from .backward import grad_of_key_and_value, grad_of_query
 from .forward import attend
 from .routes import count_routes, invert_routes
@@ -45,6 +46,8 @@ def forward(
         logit and one over its sum of exponentials, (B, heads, 2, Hq * Wq).
     """
     batch, height, width, _ = query.shape
+    if reason := too_far(query, key, value):  # where a graph was compiled for smaller ones
+        raise RuntimeError(f'the fused attention cannot run: {reason}')
     plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
     with torch.cuda.device_of(query), unfilled_memory():
         routes = routes.contiguous()
@@ -70,6 +73,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, contiguous, from those of :func:`forward`'s output."""
     plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    if span(grad_out) > LARGEST_IMAGE:
+        grad_out = grad_out.contiguous()
     maps = query, key, value, grad_out
     with torch.cuda.device_of(query), unfilled_memory():
         routes = routes.contiguous()
