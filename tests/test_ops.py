@@ -98,6 +98,35 @@ def test_backend_equals_reference(case, backend):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('plainly', [True, False])
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+def test_both_ways_on_cpu_equal_reference(case, plainly, monkeypatch):
+    """Small logits and large ones, and their gradients."""
+    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
+    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24 if plainly else 0)
+    calls, plain = [], sdpa._plain_gradients
+    monkeypatch.setattr(sdpa, '_plain_gradients', lambda *args: calls.append(1) or plain(*args))
+    *maps, routes = case.tensors()
+    # All tokens to all is another way, where regions are small.
+    monkeypatch.setattr(sdpa, '_attend_under_mask', sdpa._attend_in_pieces)
+    expected, cotangent = run([*maps, routes], case.options(), 'reference')
+    found, _ = run([*maps, routes], case.options(), 'sdpa', cotangent)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert bool(calls) == (plainly and case.batch > 0 and case.value_dim is None)
+
+
+def test_autocast_leaves_the_backward_pass_alone():
+    case = Case(query=(16, 16), region=(8, 8), topk=2)
+    *maps, routes = case.tensors(torch.float32)
+    maps = [x.requires_grad_() for x in maps]
+    out = routed_attention(*maps, routes, **case.options(), backend='sdpa')
+    expected = torch.autograd.grad(out.sum(), maps, retain_graph=True)
+    with torch.autocast('cpu'):
+        found = torch.autograd.grad(out.sum(), maps)
+    assert all(map(torch.equal, found, expected))
+
+
 @pytest.mark.parametrize('everywhere', [True, False])
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint import adapt_backbone_state
 from ..layers import DepthwiseConv2d, LayerNorm
 from ..layers.inplace import add, reused_memory
-from ..ops.regions import ceil_div
+from ..ops.regions import ceil_div, eager
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -229,12 +229,7 @@ def spares_memory(stage: nn.ModuleList, x: Tensor) -> bool:
 
     Where a hook listens they do neither: it gets whole batches, and may keep them.
     """
-    if (
-        x.device.type != 'cpu'
-        or torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-    ):
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or not eager():
         return False
     hooks = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
     return not hooks and not any(

@@ -102,6 +102,15 @@ def with_symbols() -> bool:
     return exporting() and not torch.compiler.is_dynamo_compiling()
 
 
+def eager() -> bool:
+    """Whether operations just run: no compiler, tracer or transform of ``torch.func`` looks on."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
+
+
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     """Zero-pad a map (B, H, W, C) at the right and bottom to (B, height, width, C)."""
     bottom, right = height - x.shape[1], width - x.shape[2]

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..regions import (
     crop,
+    eager,
     existing_tokens,
     exporting,
     merge_regions,
@@ -67,10 +68,8 @@ def attend(
 def _in_pieces(query: Tensor, value: Tensor) -> bool:
     """Whether :class:`_GatheredInPieces` can run: PyTorch's kernels for CPU, called directly."""
     runs = query.device.type == 'cpu' and query.shape[3] == value.shape[3] and len(query) > 0
-    if torch.compiler.is_compiling():
-        return runs
     # Transforms of torch.func ask more of an autograd.Function.
-    return runs and not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active()
+    return runs and (torch.compiler.is_compiling() or eager())
 
 
 def _attend_under_mask(
@@ -93,49 +92,68 @@ def _attend_under_mask(
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
-    if _in_inference(query) and _are_few(q[:1], k):
+    if not torch.is_grad_enabled() and _plain_can_run(query) and _are_few(q[:1], k):
         out = query.new_empty(*query.shape[:3], value.shape[3])
-        for i, image in enumerate(out.split(1)):
-            one = slice(i, i + 1)
-            part = _attend_plainly(q[one], k[one], v[one], mask[one, None], scale)
-            image.copy_(part.transpose(1, 2).reshape(image.shape))
+        for i, image in enumerate(out):
+            logits_bias = mask[i].expand(num_heads, -1, -1)
+            part = _attend_plainly(q[i], k[i], v[i], logits_bias, scale)
+            image.copy_(part.transpose(0, 1).reshape(image.shape))
         return out
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2).reshape(*query.shape[:3], value.shape[3])
 
 
-def _in_inference(x: Tensor) -> bool:
-    """Whether :func:`_attend_plainly` can run: nothing but numbers is asked for, on CPU."""
+def _plain_can_run(x: Tensor) -> bool:
+    """Whether :func:`_attend_plainly` can run: made for CPU, and for nothing but numbers."""
     return (
         x.device.type == 'cpu'
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and x.dtype in (torch.float32, torch.float64)  # sums in half precision would not be exact
         and not torch.is_autocast_enabled('cpu')
-        and not torch._C._are_functorch_transforms_active()
+        and eager()
     )
 
 
 def _are_few(q: Tensor, k: Tensor) -> bool:
-    """Whether the logits of queries and keys (N, heads, T, dim) stay in the processor's cache."""
-    logits = q.shape[:3].numel() * k.shape[2]
-    exact = q.dtype in (torch.float32, torch.float64)  # sums in half precision would not be
-    return exact and q.shape[2] >= MIN_QUERIES and logits * q.element_size() <= LOGITS_BYTES
+    """Whether the logits of queries and keys (..., T, dim) stay in the processor's cache."""
+    logits = q.shape[:-1].numel() * k.shape[-2]
+    return q.shape[-2] >= MIN_QUERIES and logits * q.element_size() <= LOGITS_BYTES
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention by one call a step, (N, heads, T, dim).
+    """Attention by one call a step, (N, T, dim), without gradients.
 
     For logits that stay in the cache it takes about 3/4 of the time of PyTorch's fused kernel, and
     2/3 under a mask.
     """
-    shape = *q.shape[:3], k.shape[2]
-    logits = q.new_empty(q.shape[0] * q.shape[1], *shape[2:])
-    bias = logits if mask is None else mask.expand(shape).flatten(0, 1)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return torch.bmm(_weights(q, k, mask, scale), v)
+
+
+def _plain_gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`_attend_plainly`: of queries, keys and values.
+
+    In about 3/4 of the time of the fused kernel for one head's tile of 64x64 or 16x64.
+    """
+    with torch.autocast('cpu', enabled=False):
+        weights = _weights(q, k, mask, scale)
+        grad_v = torch.bmm(weights.mT, grad)
+        grad_logits = torch.bmm(grad, v.mT)
+        torch._softmax_backward_data(
+            grad_logits, weights, -1, weights.dtype, grad_input=grad_logits
+        )
+        empty = grad_logits.new_empty
+        grad_q = torch.baddbmm(empty(q.shape), grad_logits, k, beta=0, alpha=scale)
+        grad_k = torch.baddbmm(empty(k.shape), grad_logits.mT, q, beta=0, alpha=scale)
+    return grad_q, grad_k, grad_v
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Softmax of the logits, (N, queries, keys)."""
+    logits = q.new_empty(*q.shape[:2], k.shape[1])
+    bias = logits if mask is None else mask
     torch.baddbmm(bias, q, k.mT, beta=int(mask is not None), alpha=scale, out=logits)
-    torch.softmax(logits, -1, out=logits)
-    return torch.bmm(logits, v).unflatten(0, shape[:2])
+    return torch.softmax(logits, -1, out=logits)
 
 
 def _attend_gathered(
@@ -169,8 +187,9 @@ class _GatheredInPieces(torch.autograd.Function):
 
     The next piece takes the memory of what was gathered for one, and none of it is kept for the
     backward pass: gathering again costs a few percent of the attention, the copies would be k times
-    keys and values. PyTorch's own CPU kernels are called directly: their log-sum-exp is not to be
-    had from ``scaled_dot_product_attention``.
+    keys and values. Logits that stay in the cache are computed again too. For others PyTorch's CPU
+    kernels are called directly: their log-sum-exp is not to be had from
+    ``scaled_dot_product_attention``.
     """
 
     @staticmethod
@@ -187,20 +206,24 @@ class _GatheredInPieces(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         ctx.settings = num_heads, region_size, key_region_size, scale
-        q, k, v = _strips(query, region_size), *(_regions(x, key_region_size) for x in (key, value))
-        rows = _flat_rows(routes, key, key_region_size)
+        q = _strips(query, region_size)
+        k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
+        rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
-        rows_of_tokens, width = len(q) // len(query) * region_size[0], q.shape[2] * region_size[1]
-        out = query.new_empty(len(query), rows_of_tokens, width, query.shape[3])
-        out_strips, kept = _strips(out, region_size), []
+        height = len(q) // len(query) * region_size[0]
+        out = q.new_empty(len(query), height, q.shape[2] * q.shape[3], value.shape[3])
+        out_strips = _strips(out, region_size)
+        ctx.plain, kept = _plain_can_run(query), []
         for strips, regions in _pieces(q, k, v, rows):
-            operands = _operands(q[strips], k, v, rows[regions], num_heads)
+            operands = _operands(q[strips], k, v, rows[regions])
             part_mask = None if mask is None else mask[regions]
-            if not keep and _in_inference(query) and _are_few(*operands[:2]):
-                part = _attend_plainly(*operands, part_mask, scale)
+            if ctx.plain and _are_few(*operands[:2]):
+                part = _attend_plainly(*operands, _of_heads(part_mask, operands[0]), scale)
             else:
                 part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    *operands, attn_mask=part_mask, scale=scale
+                    *(x.unflatten(0, (-1, num_heads)) for x in operands),
+                    attn_mask=part_mask,
+                    scale=scale,
                 )
                 kept += (part, lse) if keep else ()
             _put(out_strips[strips], part)
@@ -213,40 +236,44 @@ class _GatheredInPieces(torch.autograd.Function):
         query, key, value, routes, *kept = ctx.saved_tensors
         num_heads, region_size, key_region_size, scale = ctx.settings
         q, grad = (_strips(x, region_size) for x in (query, grad))
-        k, v = (_regions(x, key_region_size) for x in (key, value))
-        rows = _flat_rows(routes, key, key_region_size)
+        k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
+        rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
-        grad_query = torch.empty_like(q, memory_format=torch.contiguous_format)
-        totals = [x.new_zeros(x.shape).flatten(1) for x in (k, v)]
-        pieces = zip(_pieces(q, k, v, rows), kept[::2], kept[1::2], strict=True)
-        for (strips, regions), part, lse in pieces:
-            operands = _operands(q[strips], k, v, rows[regions], num_heads)
-            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                _heads(_tokens(grad[strips]), num_heads),
-                *operands,
-                part,
-                lse,
-                0.0,
-                False,
-                attn_mask=None if mask is None else mask[regions],
-                scale=scale,
-            )
+        grad_query = q.new_empty(q.shape)
+        totals, kept = [torch.zeros_like(x) for x in (k, v)], iter(kept)
+        for strips, regions in _pieces(q, k, v, rows):
+            operands = _by_head(grad[strips], num_heads), *_operands(q[strips], k, v, rows[regions])
+            part_mask = None if mask is None else mask[regions]
+            if ctx.plain and _are_few(*operands[1:3]):
+                grads = _plain_gradients(*operands, _of_heads(part_mask, operands[0]), scale)
+            else:
+                grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                    *(x.unflatten(0, (-1, num_heads)) for x in operands),
+                    next(kept),
+                    next(kept),
+                    0.0,
+                    False,
+                    attn_mask=part_mask,
+                    scale=scale,
+                )
             _put(grad_query[strips], grads[0])
             for total, each in zip(totals, grads[1:], strict=True):
                 # One long row a region, in the order of the list: fast, and always the same sum.
                 chosen = rows[regions].flatten()
-                total.index_add_(0, chosen, each.transpose(1, 2).reshape(len(chosen), -1))
-        grads = (
-            merge_regions(total.view(len(key), -1, *x.shape[1:]), key.shape[1:3], key_region_size)
-            for total, x in zip(totals, (k, v), strict=True)
-        )
-        return _map(grad_query, query), *grads, *(None,) * 6
+                total.flatten(1).index_add_(0, chosen, each.reshape(len(chosen), -1))
+        grad_maps = [grad_query]
+        for total, x in zip(totals, (key, value), strict=True):
+            strips = _strips(x, key_region_size)
+            grad_maps.append(total.new_empty(strips.shape))
+            _put(grad_maps[-1], total)
+        maps = (_map(x, like) for x, like in zip(grad_maps, (query, key, value), strict=True))
+        return *maps, *(None,) * 6
 
 
 def _pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> list[tuple[slice, slice]]:
     """Which strips to take at a time, and which query regions these are."""
     cols = q.shape[2]
-    gathered = cols * rows.shape[1] * (k[0].numel() + v[0].numel()) * k.element_size()
+    gathered = cols * rows[0].numel() * (k[0].numel() + v[0].numel()) * k.element_size()
     step = len(q) if torch.compiler.is_compiling() else max(1, PIECE_BYTES // max(1, gathered))
     return [
         (slice(start, start + step), slice(start * cols, (start + step) * cols))
@@ -254,9 +281,13 @@ def _pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> list[tuple[slice, 
     ]
 
 
-def _operands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, num_heads: int) -> list[Tensor]:
-    """Queries of some strips, their gathered keys and values: (regions, heads, tokens, dim)."""
-    return [_heads(x, num_heads) for x in (_tokens(q), _gather(k, rows), _gather(v, rows))]
+def _operands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries of some strips, their gathered keys and values: (regions * heads, tokens, dim)."""
+    chosen, heads = rows.flatten(), rows.shape[1]
+    gathered = (
+        x.index_select(0, chosen).view(-1, rows.shape[2] * x.shape[1], x.shape[2]) for x in (k, v)
+    )
+    return _by_head(q, heads), *gathered
 
 
 def _strips(x: Tensor, region_size: Size) -> Tensor:
@@ -272,15 +303,34 @@ def _map(strips: Tensor, like: Tensor) -> Tensor:
     return crop(strips.view(len(like), -1, width, channels), *like.shape[1:3])
 
 
-def _tokens(strips: Tensor) -> Tensor:
-    """Strips (n, h, cols, w, C) to regions (n * cols, h * w, C)."""
-    return strips.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+def _heads_of_regions(strips: Tensor, num_heads: int) -> Tensor:
+    """Strips (n, h, cols, w, C) seen as (n, cols, heads, h, w, C / heads)."""
+    return strips.unflatten(-1, (num_heads, -1)).permute(0, 2, 4, 1, 3, 5)
+
+
+def _by_head(strips: Tensor, num_heads: int) -> Tensor:
+    """Strips (n, h, cols, w, C) to (n * cols * heads, h * w, C / heads)."""
+    x = _heads_of_regions(strips, num_heads)
+    return x.flatten(3, 4).flatten(0, 2)
 
 
 def _put(strips: Tensor, x: Tensor) -> None:
-    """Write (n * cols, heads, h * w, C / heads) into strips (n, h, cols, w, C)."""
-    target = strips.transpose(1, 2)
-    target.copy_(x.transpose(1, 2).reshape(target.shape))
+    """Write into strips what :func:`_by_head` gives; heads may have an axis of their own."""
+    target = _heads_of_regions(strips, strips.shape[4] // x.shape[-1])
+    target.copy_(x.reshape(target.shape))
+
+
+def _rows_by_head(routes: Tensor, key: Tensor, key_region_size: Size, num_heads: int) -> Tensor:
+    """Routed regions of each head, numbered as :func:`_by_head` orders them, (B * Rq, heads, k)."""
+    rows = _flat_rows(routes, key, key_region_size)[:, None] * num_heads
+    return rows + torch.arange(num_heads, device=rows.device)[:, None]
+
+
+def _of_heads(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """Mask (regions, 1, 1, keys) for queries (regions * heads, T, dim), of their length."""
+    if mask is None:
+        return None
+    return mask.expand(-1, len(q) // len(mask), q.shape[1], -1).flatten(0, 1)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
