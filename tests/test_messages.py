@@ -249,6 +249,8 @@ COMMANDS = {
             ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0 must be a positive int'),
             ('train_cfg.val_interval=0', 'must be a positive int; --no-validate'),
             ('optim_wrapper.clip_grad.max_nrm=1', 'optim_wrapper of toy.py cannot', "'max_nrm'"),
+            ('custom_imports.imports.x=3', 'imports.x: custom_imports.imports is a list', '.0'),
+            ('custom_imports.imports.2=a', 'custom_imports.imports is a list of 2', '2 names none'),
         ]
     },
     **{
@@ -261,6 +263,7 @@ COMMANDS = {
             ('visualizer.vis_backends=3', 'visualizer.vis_backends=3 must be a dict or list'),
             ('visualizer.vis_backends=[Local]', "one of visualizer.vis_backends='Local' must be"),
             ('visualizer.vis_backends.type=Toy', 'visualizer.vis_backends of', 'Toy is not in'),
+            ('visualizer.vis_backends.type=AimVisBackend', 'AimVisBackend in', 'pip install aim'),
         ]
     },
     'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import difflib
+import importlib.util
 import inspect
 import multiprocessing
 import os
@@ -49,6 +50,16 @@ SETTINGS: dict[tuple[type, ...], str] = {
     (bool,): 'resume',
 }
 """Settings of a config and the kinds of value that they take; all may be None or missing."""
+PACKAGES = dict(
+    AimVisBackend='aim',
+    ClearMLVisBackend='clearml',
+    DVCLiveVisBackend='dvclive',
+    MLflowVisBackend='mlflow',
+    NeptuneVisBackend='neptune',
+    TensorboardVisBackend='tensorboard',
+    WandbVisBackend='wandb',
+)
+"""What MMEngine's visualization backends import."""
 LOADER: dict[tuple[type, ...], str] = {
     (dict,): 'dataset sampler batch_sampler',
     (int,): 'batch_size num_workers',
@@ -256,6 +267,24 @@ def check_options(cfg: Config, options: dict[str, Any]) -> None:
                 f'--cfg-options {key}: {cfg.filename} has no {name}'
                 + (f'; did you mean {close[0]}?' if close else ', and no part here reads it')
             )
+        _check_items(cfg, key)
+
+
+def _check_items(cfg: Config, key: str) -> None:
+    """Lists are changed item by item, by number."""
+    node, names = dict(cfg.items()), key.split('.')
+    for i, name in enumerate(names):
+        if isinstance(node, (list, tuple)):
+            path = '.'.join(names[:i])
+            if not name.isdecimal() or int(name) >= len(node):
+                raise CommandError(
+                    f'--cfg-options {key}: {path} is a list of {len(node)} in {cfg.filename}, '
+                    f'of which {name} names none; give a number, such as {path}.0, or the whole '
+                    f'list, as {path}=[...]'
+                )
+            node = node[int(name)]
+        elif isinstance(node, dict):
+            node = node.get(name)
 
 
 def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
@@ -338,8 +367,20 @@ def _check_environment(cfg: Config) -> None:
             with _blamed(cfg, 'visualizer.vis_backends'):
                 # Of its name, only the visualizer hears.
                 _check_call(VISBACKENDS, {k: v for k, v in backend.items() if k != 'name'})
+            _require_package(cfg, backend['type'])
     with _blamed(cfg, 'log_processor'):
         _check_call(LOG_PROCESSORS, {'type': 'LogProcessor', **(cfg.get('log_processor') or {})})
+
+
+def _require_package(cfg: Config, backend: str | type) -> None:
+    """MMEngine's backends import what they write with when they first do, in the work folder."""
+    name = backend if isinstance(backend, str) else backend.__name__
+    package = PACKAGES.get(name.rpartition('.')[2])
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise CommandError(
+            f'{cfg.filename}: {name} in visualizer.vis_backends needs the package {package}, which '
+            f'is not installed; `pip install {package}`, or take {name} out'
+        )
 
 
 def _check_arguments(function: Callable, *args: Any, **kwargs: Any) -> None:
