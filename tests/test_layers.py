@@ -125,9 +125,11 @@ def test_full_attention(source):
 @pytest.fixture
 def pieces(monkeypatch):
     """A list of the shapes of maps whose convolution took its gradient in pieces."""
-    shapes, plain = [], conv._in_pieces
+    shapes, plain = [], conv._kernel_gradient
     monkeypatch.setattr(
-        conv, '_in_pieces', lambda grad, *args: shapes.append(grad.shape) or plain(grad, *args)
+        conv,
+        '_kernel_gradient',
+        lambda grad, *args: shapes.append(grad.shape) or plain(grad, *args),
     )
     return shapes
 
@@ -181,6 +183,17 @@ def test_frozen_parts_of_a_depthwise_convolution(pieces):
     with torch.autocast('cpu'):
         layer.requires_grad_()(x)[0].float().sum().backward()
     assert len(pieces) == 2
+
+
+def test_autocast_leaves_the_backward_pass_alone():
+    layer = DepthwiseConv2d(32, 5)
+    x = torch.randn(2, 9, 7, 32, requires_grad=True)
+    out = layer(x)
+    wanted = [x, *layer.parameters()]
+    expected = torch.autograd.grad(out.sum(), wanted, retain_graph=True)
+    with torch.autocast('cpu'):
+        found = torch.autograd.grad(out.sum(), wanted)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_gradient_of_a_gradient_of_a_depthwise_convolution(pieces):

@@ -116,6 +116,64 @@ def test_both_ways_on_cpu_equal_reference(case, plainly, monkeypatch):
     assert bool(calls) == (plainly and case.batch > 0 and case.value_dim is None)
 
 
+LAYOUTS = {
+    'NHWC': lambda x: x,
+    'NCHW': lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    'WHC': lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    'packed': lambda x: torch.cat([x, x, x], 3)[..., x.shape[3] : 2 * x.shape[3]],
+}
+
+
+@pytest.mark.parametrize('logits_bytes', [0, 2**24])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('heads', [1, 2])
+@pytest.mark.parametrize('batch', [1, 2])
+@pytest.mark.parametrize(
+    ('size', 'region'),
+    [
+        ((8, 24), (8, 1)),
+        ((24, 24), (1, 8)),
+        ((32, 16), (4, 16)),
+        ((6, 7), (6, 7)),
+        ((9, 5), (2, 3)),
+    ],
+)
+def test_any_layout(size, region, batch, heads, layout, logits_bytes, monkeypatch):
+    """Also where regions of a map, head by head, are a view of it."""
+    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
+    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', logits_bytes)
+    monkeypatch.setattr(sdpa, '_attend_under_mask', sdpa._attend_in_pieces)
+    case = Case(query=size, region=region, topk=1, batch=batch, heads=heads)
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        *maps, routes = case.tensors(dtype)
+        maps = [LAYOUTS[layout](x).detach() for x in maps]
+        exact = [x.double() for x in maps]
+        expected, cotangent = run([*exact, routes], case.options(), 'reference')
+        q, k, v = (x.requires_grad_() for x in maps)
+        out = routed_attention(q, k, v, routes, **case.options(), backend='sdpa')
+        found = [out, *torch.autograd.grad(out, (q, k, v), cotangent.to(dtype))]
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+
+
+def test_pieces_are_those_of_the_forward_pass(monkeypatch):
+    """Whatever has changed since, as in a compiled backward pass."""
+    *maps, routes = Case(query=(32, 32), region=(8, 8), topk=2).tensors()
+    options = dict(num_heads=2, region_size=(8, 8), backend='sdpa')
+    maps = [x.requires_grad_() for x in maps]
+    expected = torch.autograd.grad(routed_attention(*maps, routes, **options).sum(), maps)
+    for before, after in (({}, dict(LOGITS_BYTES=0)), (dict(LOGITS_BYTES=0, PIECE_BYTES=1), {})):
+        with monkeypatch.context() as patch:
+            for name, value in before.items():
+                patch.setattr(sdpa, name, value)
+            out = routed_attention(*maps, routes, **options)
+        with monkeypatch.context() as patch:
+            for name, value in after.items():
+                patch.setattr(sdpa, name, value)
+            for a, b in zip(torch.autograd.grad(out.sum(), maps), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 def test_autocast_leaves_the_backward_pass_alone():
     case = Case(query=(16, 16), region=(8, 8), topk=2)
     *maps, routes = case.tensors(torch.float32)

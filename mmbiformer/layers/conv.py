@@ -60,18 +60,21 @@ class _GradientInPieces(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        pad = weight.shape[3] // 2
         if torch.is_grad_enabled():  # a gradient of this gradient is asked for
-            return _gradient(grad, x, weight, weight.shape[3] // 2, ctx.needs_input_grad)
+            return _gradient(grad, x, weight, (pad, pad), ctx.needs_input_grad)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            # The same as PyTorch's, in half the time.
-            turned = weight.flip(2, 3)
-            grad_x = F.conv2d(grad, turned, padding=weight.shape[3] // 2, groups=len(weight))
-        return grad_x, *_in_pieces(grad, x, weight, ctx.needs_input_grad[2])
+            with torch.autocast('cpu', enabled=False):
+                # The same as PyTorch's, in half the time.
+                grad_x = F.conv2d(grad, weight.flip(2, 3), padding=pad, groups=len(weight))
+        return grad_x, *_kernel_gradient(grad, x, weight, ctx.needs_input_grad[2])
 
 
-def _in_pieces(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of a kernel (C, 1, K, K) and its bias.
+def _kernel_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of a kernel (C, 1, K, K) and its bias, in pieces of a few columns.
 
     Columns from ``start`` on see the padded map moved by so many tokens. In memory that is one
     tensor from an offset on: what wraps from row to row meets the zeros that widen ``grad``.
@@ -102,11 +105,11 @@ def _gradient(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
-    padding: int | tuple[int, int],
+    padding: tuple[int, int],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """PyTorch's gradients of a depthwise convolution: of map, kernel and bias."""
-    channels, padding = len(weight), [padding] * 2 if isinstance(padding, int) else padding
+    channels = len(weight)
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [channels], [1, 1], padding, [1, 1], False, [0, 0], channels, needed
     )

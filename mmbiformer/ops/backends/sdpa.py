@@ -92,7 +92,8 @@ def _attend_under_mask(
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
-    if not torch.is_grad_enabled() and _plain_can_run(query) and _are_few(q[:1], k):
+    few = _are_few(num_heads, q.shape[2], k.shape[2], q.dtype)
+    if few and _plain_can_run(query) and not torch.is_grad_enabled():
         out = query.new_empty(*query.shape[:3], value.shape[3])
         for i, image in enumerate(out):
             logits_bias = mask[i].expand(num_heads, -1, -1)
@@ -113,10 +114,9 @@ def _plain_can_run(x: Tensor) -> bool:
     )
 
 
-def _are_few(q: Tensor, k: Tensor) -> bool:
-    """Whether the logits of queries and keys (..., T, dim) stay in the processor's cache."""
-    logits = q.shape[:-1].numel() * k.shape[-2]
-    return q.shape[-2] >= MIN_QUERIES and logits * q.element_size() <= LOGITS_BYTES
+def _are_few(tiles: int, queries: int, keys: int, dtype: torch.dtype) -> bool:
+    """Whether the logits of so many tiles stay in the processor's cache."""
+    return queries >= MIN_QUERIES and tiles * queries * keys * dtype.itemsize <= LOGITS_BYTES
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -131,10 +131,7 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
 def _plain_gradients(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`_attend_plainly`: of queries, keys and values.
-
-    In about 3/4 of the time of the fused kernel for one head's tile of 64x64 or 16x64.
-    """
+    """Gradients of :func:`_attend_plainly`: of queries, keys and values."""
     with torch.autocast('cpu', enabled=False):
         weights = _weights(q, k, mask, scale)
         grad_v = torch.bmm(weights.mT, grad)
@@ -205,19 +202,21 @@ class _GatheredInPieces(torch.autograd.Function):
         scale: float,
         keep: bool,
     ) -> Tensor:
-        ctx.settings = num_heads, region_size, key_region_size, scale
         q = _strips(query, region_size)
         k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
         rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
+        step, plain = _plan(q, k, v, rows)
+        # Not decided anew in the backward pass, which may be compiled where this one is not.
+        ctx.settings = num_heads, region_size, key_region_size, scale, step, plain
         height = len(q) // len(query) * region_size[0]
         out = q.new_empty(len(query), height, q.shape[2] * q.shape[3], value.shape[3])
         out_strips = _strips(out, region_size)
-        ctx.plain, kept = _plain_can_run(query), []
-        for strips, regions in _pieces(q, k, v, rows):
+        kept = []
+        for strips, regions in _pieces(q, step):
             operands = _operands(q[strips], k, v, rows[regions])
             part_mask = None if mask is None else mask[regions]
-            if ctx.plain and _are_few(*operands[:2]):
+            if plain:
                 part = _attend_plainly(*operands, _of_heads(part_mask, operands[0]), scale)
             else:
                 part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -234,17 +233,17 @@ class _GatheredInPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, routes, *kept = ctx.saved_tensors
-        num_heads, region_size, key_region_size, scale = ctx.settings
+        num_heads, region_size, key_region_size, scale, step, plain = ctx.settings
         q, grad = (_strips(x, region_size) for x in (query, grad))
         k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
         rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
         grad_query = q.new_empty(q.shape)
         totals, kept = [torch.zeros_like(x) for x in (k, v)], iter(kept)
-        for strips, regions in _pieces(q, k, v, rows):
+        for strips, regions in _pieces(q, step):
             operands = _by_head(grad[strips], num_heads), *_operands(q[strips], k, v, rows[regions])
             part_mask = None if mask is None else mask[regions]
-            if ctx.plain and _are_few(*operands[1:3]):
+            if plain:
                 grads = _plain_gradients(*operands, _of_heads(part_mask, operands[0]), scale)
             else:
                 grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -261,20 +260,31 @@ class _GatheredInPieces(torch.autograd.Function):
                 # One long row a region, in the order of the list: fast, and always the same sum.
                 chosen = rows[regions].flatten()
                 total.flatten(1).index_add_(0, chosen, each.reshape(len(chosen), -1))
-        grad_maps = [grad_query]
+        grads = [_map(grad_query, query)]
         for total, x in zip(totals, (key, value), strict=True):
-            strips = _strips(x, key_region_size)
-            grad_maps.append(total.new_empty(strips.shape))
-            _put(grad_maps[-1], total)
-        maps = (_map(x, like) for x, like in zip(grad_maps, (query, key, value), strict=True))
-        return *maps, *(None,) * 6
+            cols, (h, w) = num_regions(x.shape[1:3], key_region_size)[1], key_region_size
+            strips = total.new_empty(len(total) // (cols * num_heads), h, cols, w, x.shape[3])
+            _put(strips, total)
+            grads.append(_map(strips, x))
+        return *grads, *(None,) * 6
 
 
-def _pieces(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> list[tuple[slice, slice]]:
+def _plan(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[int, bool]:
+    """How many strips to take at a time, and whether by plain products."""
+    if torch.compiler.is_compiling():
+        return len(q), False
+    _, height, cols, width, _ = q.shape
+    _, heads, topk = rows.shape
+    _, tokens, dim = k.shape
+    gathered = cols * heads * topk * tokens * (dim + v.shape[2]) * k.element_size()
+    step = max(1, PIECE_BYTES // max(1, gathered))
+    few = _are_few(min(step, len(q)) * cols * heads, height * width, topk * tokens, q.dtype)
+    return step, few and _plain_can_run(q)
+
+
+def _pieces(q: Tensor, step: int) -> list[tuple[slice, slice]]:
     """Which strips to take at a time, and which query regions these are."""
     cols = q.shape[2]
-    gathered = cols * rows[0].numel() * (k[0].numel() + v[0].numel()) * k.element_size()
-    step = len(q) if torch.compiler.is_compiling() else max(1, PIECE_BYTES // max(1, gathered))
     return [
         (slice(start, start + step), slice(start * cols, (start + step) * cols))
         for start in range(0, len(q), step)
@@ -309,9 +319,12 @@ def _heads_of_regions(strips: Tensor, num_heads: int) -> Tensor:
 
 
 def _by_head(strips: Tensor, num_heads: int) -> Tensor:
-    """Strips (n, h, cols, w, C) to (n * cols * heads, h * w, C / heads)."""
+    """Strips (n, h, cols, w, C) to (n * cols * heads, h * w, C / heads), contiguous.
+
+    PyTorch's kernel takes channels for neighbours, and of other maps reads wrong numbers.
+    """
     x = _heads_of_regions(strips, num_heads)
-    return x.flatten(3, 4).flatten(0, 2)
+    return x.flatten(3, 4).flatten(0, 2).contiguous()
 
 
 def _put(strips: Tensor, x: Tensor) -> None:
@@ -335,7 +348,7 @@ def _of_heads(mask: Tensor | None, q: Tensor) -> Tensor | None:
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
     """(N, T, C) to (N, heads, T, C / heads)."""
-    # PyTorch's kernel on CPU takes channels for neighbours: of other maps it reads wrong numbers.
+    # PyTorch's kernel on CPU takes channels for neighbours, as in :func:`_by_head`.
     if x.stride(-1) != 1:
         x = x.contiguous()
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
