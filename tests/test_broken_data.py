@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from pycocotools.mask import encode
 from test_faults import message_of
 from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
+from mmbiformer.engine.check_coco import _decoded, check_coco
 from mmbiformer.engine.check_pairs import check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
 from mmbiformer.engine.faults import faults_explained
@@ -119,7 +121,81 @@ FILES = {  # whole files that are looked into before a run, by what MMDetection 
     'no categories': (lambda c: c.pop('categories'), 'images, annotations, categories'),
     'nothing to evaluate': (lambda c: c['annotations'].clear(), 'nothing to evaluate'),
     'no crowds': (lambda c: [a.pop('iscrowd') for a in c['annotations']], 'lack iscrowd'),
+    'crowds as text': (each('iscrowd', '0'), 'its annotation 1 needs 0 or 1 as iscrowd', "'0'"),
+    'one id for all': (each('id', 7), 'several of its annotation entries have the id 7'),
+    'no ids': (lambda c: [a.pop('id') for a in c['annotations']], 'annotation entries have no id'),
+    'no names': (lambda c: c['categories'][1].pop('name'), 'its categories 2 have no name'),
+    'no size': (lambda c: c['images'][0].update(height=None), 'its image 0 needs height and'),
+    'no file': (lambda c: c['images'][0].update(file_name='a\0b'), 'its image 0 needs the name'),
+    'box of three': (each('bbox', [1, 2, 3]), 'needs a bbox of 4 finite', '[1, 2, 3]'),
+    'box of nothing': (each('bbox', [1, 2, float('nan'), 3]), 'needs a bbox of 4 finite', 'nan'),
+    'no area': (lambda c: [a.pop('area') for a in c['annotations']], 'needs its area', 'None'),
+    'polygon at the moon': (each('segmentation', [[1e12, 0, 1e12, 1, 0, 1]]), 'far outside of its'),
+    'polygon of nothing': (each('segmentation', [[float('nan'), 0, 9, 1, 0, 1]]), 'not finite, or'),
+    'mask of another size': (each('segmentation', ODD_RLE), 'a mask of the size [3, 3] for an'),
+    'mask of too few runs': (
+        each('segmentation', dict(size=[160, 192], counts=[5, 5])),
+        'do not fill 160x192 pixels',
+    ),
+    'mask of a damaged text': (
+        each('segmentation', dict(size=[160, 192], counts='11')),
+        'has a damaged mask',
+    ),
+    'mask of nonsense': (
+        each('segmentation', dict(size=[160, 192], counts='\x7f ä')),
+        'has a damaged mask',
+    ),
 }
+
+
+@pytest.mark.parametrize('kind', ['empty', 'full', 'noise', 'square'])
+def test_run_lengths(kind):
+    """What pycocotools writes is read alike, and not taken for damaged."""
+    mask = np.zeros((37, 53), np.uint8, order='F')
+    mask[:] = dict(empty=0, full=1, noise=np.random.rand(37, 53) < 0.5, square=0)[kind]
+    mask[9:30, 40:] |= kind == 'square'
+    runs = encode(mask)
+    counts = _decoded(runs['counts'].decode())
+    starts = np.flatnonzero(np.diff(mask.flatten('F'), prepend=0))
+    assert counts == np.diff([0, *starts, mask.size]).tolist()
+
+
+def test_deep_annotations(tmp_path):
+    path = tmp_path / 'deep.json'
+    path.write_text('[' * 100_000)
+    assert 'nested too deeply' in check_coco(str(path), False)
+
+
+def test_annotation_of_id_0(whole, tmp_path):
+    """pycocotools counts it as missed."""
+    write_config(whole, tmp_path, 'coco')
+    path = tmp_path / 'data/annotations/instances_val.json'
+    rewrite(path, lambda content: content['annotations'][0].update(id=0))
+    with pytest.warns(UserWarning, match=f'{path}: the evaluation counts the annotation of the id'):
+        assert check_coco(str(path), True) is None
+    assert check_coco(str(path), False) is None
+
+
+def test_files_without_annotations(whole, tmp_path):
+    """Such as COCO's test images have, of which results are only written."""
+    config = write_config(whole, tmp_path, 'coco')
+    rewrite(tmp_path / 'data/annotations/instances_val.json', lambda c: c.pop('annotations'))
+    cfg = Config.fromfile(config)
+    with pytest.raises(CommandError, match='must be an object with the lists'):
+        check_data(cfg, ('val',))
+    cfg.val_evaluator.format_only = True
+    check_data(cfg, ('val',))
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_categories_in_another_order(whole, tmp_path, split):
+    """MMDetection numbers classes as the file lists them, whatever the config says."""
+    config = write_config(whole, tmp_path, 'coco')
+    path = tmp_path / f'data/annotations/instances_{split}.json'
+    rewrite(path, lambda content: content['categories'].reverse())
+    found = message_of(config, tmp_path / 'work', {})
+    assert f'{path} lists its categories in another order than metainfo.classes' in found
+    assert not [*tmp_path.rglob('*.pth')]
 
 
 @pytest.mark.parametrize('name', FILES)

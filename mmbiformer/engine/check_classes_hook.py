@@ -11,6 +11,7 @@ from torch import nn
 
 from ..registry import HOOKS
 from .check_annotations_hook import leaves
+from .check_coco import MAX_BYTES
 
 OTHER_CLASSES = {'backbone', 'rpn_head', 'semantic_head'}
 """Parts of the hosts' models whose number of classes is not that of the data."""
@@ -25,10 +26,10 @@ class CheckClassesHook(Hook):
     """Stop a run before it starts if the data has more or fewer classes than the model's heads.
 
     With fewer the heads would be trained for classes that do not exist, or a class would be missing
-    only where a label of it is met. So does a COCO annotation file that lacks one of the classes:
-    MMDetection would number those behind it wrongly; or data whose classes are in another order
-    than those of the training data, or of the checkpoint that is tested or resumed. The commands in
-    ``tools/`` set this hook by themselves.
+    only where a label of it is met. So do a COCO annotation file that lacks one of the classes, or
+    lists them in another order, as MMDetection would number them wrongly; and data whose classes
+    are in another order than those of the training data, or of the checkpoint that is tested or
+    resumed. The commands in ``tools/`` set this hook by themselves.
     Panoptic data sets, where each head has a part of the classes, are left alone.
 
     Raises:
@@ -104,7 +105,9 @@ def _check_categories(dataset: Any, split: str) -> None:
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     found = getattr(dataset, 'cat_ids', None)
     path = str(getattr(dataset, 'ann_file', None))
-    if found is None or len(found) == len(classes) or not os.path.isfile(path):
+    if found is None or not os.path.isfile(path):
+        return
+    if len(found) == len(classes) and os.path.getsize(path) > MAX_BYTES:
         return
     with open(path) as file:
         names = [category['name'] for category in json.load(file)['categories']]
@@ -120,6 +123,16 @@ def _check_categories(dataset: Any, split: str) -> None:
             )
             + '. Let metainfo.classes name the categories of the file as they are spelt there, or '
             'add what is missing to its categories'
+        )
+    ordered = [name for name in names if name in classes]
+    if type(dataset).__name__ == 'CocoDataset' and ordered != [*classes]:
+        pairs = zip(ordered, classes, strict=False)
+        given, needed = next(pair for pair in pairs if pair[0] != pair[1])
+        raise ClassCountError(
+            f'{path} lists its categories in another order than metainfo.classes of the {split} '
+            f'data ({_few(classes)}): {given} comes where {needed} should. MMDetection '
+            "numbers classes as the file lists them, so they would get each other's names. Sort "
+            'the categories of the file (their ids may stay), or metainfo.classes of all data'
         )
 
 

@@ -164,7 +164,8 @@ def _coco_files(cfg: Config, splits: tuple[str, ...]) -> dict[str, bool]:
             if type_name(evaluator).rpartition('.')[2] == 'CocoMetric' and isinstance(
                 evaluator.get('ann_file'), str
             ):
-                found[evaluator['ann_file']] = True
+                path = evaluator['ann_file']
+                found[path] = found.get(path, False) or not evaluator.get('format_only')
     return found
 
 
