@@ -130,6 +130,14 @@ COMMANDS = {
     'resume': ('train', ['toy.py', '--resume', 'none.pth'], '--resume: there is no file none.pth'),
     'resume text': ('train', ['toy.py', '--resume', 'text.pth'], "begins with b'hello'"),
     'work_dir': ('train', ['toy.py', '--work-dir', 'toy.py/w'], 'toy.py is a file', '--work-dir'),
+    **{
+        f'one name {value}': (
+            'train',
+            ['toy.py', '--cfg-options', f'default_hooks.checkpoint.filename_tmpl={value}'],
+            'toy.py', f"filename_tmpl='{value}'", 'max_keep_ckpts=2', 'epoch_{}', '=-1',
+        )
+        for value in ('latest.pth', '{x}.pth')
+    },
     'scale': ('train', ['toy.py', '--auto-scale-lr'], 'base_batch_size=N', 'toy.py'),
     'no checkpoint': ('test', ['toy.py', 'none.pth'], 'there is no file none.pth'),
     'page': ('test', ['toy.py', 'page.pth'], 'page.pth', 'HTML', 'the download probably failed'),

@@ -253,11 +253,15 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
 
     Returns:
         list[str]: What to tell the user about damaged files.
+
+    Raises:
+        CommandError: If what is removed under the name of an old checkpoint would be a new one.
     """
     hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     if hook is not None and type_name(hook) in ('CheckpointHook', 'mmengine.CheckpointHook'):
         hook.type = 'mmbiformer.CheckpointHook'
+    _check_names(cfg, hook or {})
     register_safe_loader()
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
@@ -274,6 +278,23 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told
+
+
+def _check_names(cfg: Config, hook: dict[str, Any]) -> None:
+    template, kept = hook.get('filename_tmpl'), hook.get('max_keep_ckpts')
+    if not isinstance(template, str) or not isinstance(kept, int) or kept < 1:
+        return
+    try:
+        names = {template.format(step) for step in (1, 2)}
+    except (AttributeError, IndexError, KeyError, ValueError):
+        names = set()
+    if len(names) < 2:
+        raise CommandError(
+            f'{cfg.filename}: default_hooks.checkpoint.filename_tmpl={template!r:.80} gives '
+            f'checkpoints no names of their own, of which max_keep_ckpts={kept} could remove the '
+            "oldest; put {} where their number belongs, as in 'epoch_{}.pth', or set "
+            'max_keep_ckpts=-1: each then replaces the one before it'
+        )
 
 
 def use_pretrained(cfg: Config, checkpoint: str | None) -> None:
