@@ -209,6 +209,23 @@ def test_finished_run_says_so(epoch, tmp_path):
     assert (end['meta']['epoch'], end['meta']['iter']) == (2, 8)
 
 
+@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
+def test_testing_leaves_the_config_that_training_wrote(kind, epoch, tmp_path):
+    cfg = Config.fromfile(epoch[0])
+    record = tmp_path / 'toy.py'
+    record.write_text(cfg.pretty_text)
+    cfg.test_cfg, cfg.test_evaluator = {}, cfg.val_evaluator
+    cfg.test_dataloader = cfg.val_dataloader
+    cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.work_dir = cfg.experiment_name = str(tmp_path)
+    cfg.launcher, cfg.runner_type = 'none', kind
+    assert type(build_runner(cfg, ('test',))).__name__ == kind
+    assert Config.fromfile(record).train_cfg.max_epochs == 6
+    cfg.runner_type = 'Runer'
+    with pytest.raises(CommandError, match=r'toy.py cannot be built: .*Runer is not in the runner'):
+        build_runner(cfg, ('test',))
+
+
 def state(checkpoint):
     return [*checkpoint['optimizer']['state'].values()][-1]
 

@@ -170,6 +170,13 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+class _LeavesNoConfig:
+    """A runner that tests: its config, which the log has, could train nothing more."""
+
+    def dump_config(self) -> None:
+        """Leave the one that training wrote."""
+
+
 def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     """Build the runner, and with it the model, that a config asks for.
 
@@ -185,7 +192,15 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
         distribute_on_cpu(cfg)
     check_parts(cfg, splits)
     try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        kind = cfg.get('runner_type', Runner)
+        if isinstance(kind, str):
+            with RUNNERS.switch_scope_and_registry(None) as found:
+                if found.get(kind) is None:
+                    raise KeyError(f'runner_type={kind} is not in the {found.name} registry')
+                kind = found.get(kind)
+        if 'train' not in splits:
+            kind = type(kind.__name__, (_LeavesNoConfig, kind), {})
+        runner = kind.from_cfg(cfg)
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
