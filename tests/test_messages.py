@@ -138,6 +138,9 @@ COMMANDS = {
         )
         for value in ('latest.pth', '{x}.pth')
     },
+    'work_dir of the config': (
+        'train', ['toy.py', '--work-dir', '.'], '--work-dir .', 'over toy.py', 'work_dirs/toy',
+    ),
     'scale': ('train', ['toy.py', '--auto-scale-lr'], 'base_batch_size=N', 'toy.py'),
     'no checkpoint': ('test', ['toy.py', 'none.pth'], 'there is no file none.pth'),
     'page': ('test', ['toy.py', 'page.pth'], 'page.pth', 'HTML', 'the download probably failed'),

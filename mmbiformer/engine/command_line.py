@@ -170,6 +170,24 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_record(cfg: Config) -> None:
+    """Raise CommandError if the config that a training writes would replace the user's own.
+
+    One that a training wrote may be replaced: a run goes on from it.
+
+    Args:
+        cfg: The whole config, with its work folder.
+    """
+    record = Path(cfg.work_dir, Path(cfg.filename).name)
+    if not record.exists() or not record.samefile(cfg.filename):
+        return
+    if record.read_text(encoding='utf-8') != Config.fromfile(cfg.filename).dump():
+        raise CommandError(
+            f'--work-dir {cfg.work_dir}: training writes the whole config there, over {record}, '
+            f'which is your own; choose another folder, such as work_dirs/{record.stem}'
+        )
+
+
 class _LeavesNoConfig:
     """A runner that tests: its config, which the log has, could train nothing more."""
 
