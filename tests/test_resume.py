@@ -81,8 +81,53 @@ def test_a_copied_run_goes_on_from_its_own_checkpoint(tmp_path):
         write(tmp_path / name / 'epoch_2.pth', WHOLE)
         (tmp_path / name / 'last_checkpoint').write_text(str(tmp_path / 'a' / 'epoch_2.pth'))
     assert find_whole_checkpoint(tmp_path / 'b') == (str(tmp_path / 'b' / 'epoch_2.pth'), [])
-    (tmp_path / 'b' / 'epoch_2.pth').unlink()  # written elsewhere, as out_dir of the hook has it
-    assert find_whole_checkpoint(tmp_path / 'b') == (str(tmp_path / 'a' / 'epoch_2.pth'), [])
+    (tmp_path / 'b' / 'epoch_2.pth').write_bytes(b'')
+    before = write(tmp_path / 'b' / 'epoch_1.pth', WHOLE)
+    found, (told,) = find_whole_checkpoint(tmp_path / 'b')
+    assert found == before and str(tmp_path / 'b' / 'epoch_2.pth') in told
+    for path in (tmp_path / 'b').glob('*.pth'):
+        path.unlink()
+    original = tmp_path / 'a' / 'epoch_2.pth'
+    with pytest.raises(CheckpointError, match=f'no checkpoint of its own.*--resume {original}'):
+        find_whole_checkpoint(tmp_path / 'b')
+
+
+def test_checkpoints_elsewhere_are_found(tmp_path):
+    """The out_dir of the hook has a folder named like the work folder."""
+    work, other = tmp_path / 'work', tmp_path / 'other' / 'work'
+    for folder in (work, other):
+        folder.mkdir(parents=True)
+    whole = [write(other / f'epoch_{i}.pth', WHOLE) for i in (1, 2)]
+    (work / 'last_checkpoint').write_text(whole[1])
+    for expected in reversed(whole):
+        cfg = config(work)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', out_dir=str(tmp_path / 'other'))
+        make_resumable(cfg, 'auto')
+        assert cfg.load_from == expected
+        damaged = tmp_path / 'other' / 'work' / 'epoch_2.pth'
+        damaged.write_bytes(b'')
+
+
+def test_numbers_count_more_than_the_time(tmp_path):
+    """Which copying changes."""
+    whole = {i: write(tmp_path / f'epoch_{i}.pth', WHOLE, age=i) for i in (1, 2, 9, 10)}
+    write(tmp_path / 'epoch_11.old.pth', WHOLE)
+    assert find_whole_checkpoint(tmp_path)[0] == whole[10]
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))  # of a later run
+    assert find_whole_checkpoint(tmp_path)[0] == whole[2]
+    (tmp_path / 'last_checkpoint').unlink()
+    newest = write(tmp_path / 'iter_4.pth', WHOLE)
+    assert find_whole_checkpoint(tmp_path)[0] == newest  # not to be compared
+
+
+def test_odd_names_do_not_block(tmp_path):
+    whole = write(tmp_path / 'epoch_1.pth', WHOLE)
+    (tmp_path / 'epoch_2.pth').symlink_to('nowhere')
+    (tmp_path / 'epoch_3.pth').symlink_to('epoch_3.pth')
+    (tmp_path / 'epoch_4.pth').mkdir()
+    for text in ('', '/', '..', 'x' * 5000, 'x/' * 5000, 'a\0b', str(tmp_path / 'epoch_3.pth')):
+        (tmp_path / 'last_checkpoint').write_text(text)
+        assert find_whole_checkpoint(tmp_path) == (whole, [])
 
 
 def test_only_the_best_of_this_run_is_removed(tmp_path):

@@ -300,7 +300,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
         resume = cfg.get('load_from') or 'auto'
     told = []
     if resume == 'auto':
-        resume, told = find_whole_checkpoint(cfg.work_dir)
+        resume, told = find_whole_checkpoint(cfg.work_dir, _checkpoint_folder(cfg))
     elif resume is not None:
         check_file(resume, '--resume')
         check_resumable(resume, load_whole_model(resume))
@@ -311,6 +311,15 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told
+
+
+def _checkpoint_folder(cfg: Config) -> str:
+    """Where MMEngine's hook writes: in its out_dir, a folder named like the work folder."""
+    work_dir = os.path.abspath(cfg.work_dir)
+    out_dir = (cfg.default_hooks.get('checkpoint') or {}).get('out_dir')
+    if not isinstance(out_dir, str) or out_dir == work_dir:
+        return work_dir
+    return os.path.join(out_dir, os.path.basename(work_dir))
 
 
 def _check_names(cfg: Config, hook: dict[str, Any]) -> None:
