@@ -282,6 +282,24 @@ COMMANDS = {
     'publish as': ('publish_model', ['other.pth', 'x.safetensors'], 'x.safetensors', 'in .pth'),
     'untested': ('test', ['toy.py', 'whole.pth'], 'toy.py has no test_dataloader', 'testing needs'),
     'predictions to': ('test', ['toy.py', 'other.pth', '--out', 'd.pkl'], 'd.pkl is a folder'),
+    'pictures of predictions over data': (
+        'test',
+        ['toy.py', 'other.pth', '--show-dir', './d.pkl/x', '--cfg-options',
+         'val_dataloader.dataset.data_prefix.img=d.pkl'],
+        '--show-dir ./d.pkl/x', 'of toy.py, which are in d.pkl', 'choose',
+    ),
+    'pictures over data': (
+        'browse_dataset',
+        ['toy.py', '--output', 'd.pkl', '--cfg-options',
+         'train_dataloader.dataset.data_prefix=d.pkl'],
+        '--output-dir d.pkl', 'of toy.py, which are in d.pkl', 'outside of that',
+    ),
+    'pictures over data of a root': (
+        'browse_dataset',
+        ['toy.py', '-o', 'd.pkl/x', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl',
+         'train_dataloader.dataset.ann_file=../toy.py'],
+        '--output-dir d.pkl/x', 'which are in d.pkl',
+    ),
     'hooks by option': (
         'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
         '--cfg-options custom_hooks=', 'KEY=VALUE',
