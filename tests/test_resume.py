@@ -130,6 +130,17 @@ def test_odd_names_do_not_block(tmp_path):
         assert find_whole_checkpoint(tmp_path) == (whole, [])
 
 
+def test_checkpoints_of_an_earlier_run_are_told_of(tmp_path):
+    assert make_resumable(config(tmp_path)) == []
+    write(tmp_path / 'best_toy_epoch_1.pth', WHOLE)
+    assert make_resumable(config(tmp_path)) == []
+    write(tmp_path / 'iter_4.pth', WHOLE)
+    (told,) = make_resumable(config(tmp_path))
+    for part in (f'{tmp_path} holds', 'iter_4.pth', 'give --resume', 'another --work-dir'):
+        assert part in told
+    assert make_resumable(config(tmp_path), 'auto') == []
+
+
 def test_only_the_best_of_this_run_is_removed(tmp_path):
     for name in ('run', 'other'):
         (tmp_path / name).mkdir()

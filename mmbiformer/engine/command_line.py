@@ -285,7 +285,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
             what the config says.
 
     Returns:
-        list[str]: What to tell the user about damaged files.
+        list[str]: What to tell the user about damaged files, and those of an earlier run.
 
     Raises:
         CommandError: If what is removed under the name of an old checkpoint would be a new one.
@@ -307,10 +307,23 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     cfg.resume = resume is not None
     if cfg.resume:
         cfg.load_from = resume
-    elif cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
+        return told
+    if cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
-    return told
+    return told + _earlier_run(cfg)
+
+
+def _earlier_run(cfg: Config) -> list[str]:
+    folder = Path(_checkpoint_folder(cfg))
+    found = sorted(path.name for name in ('epoch', 'iter') for path in folder.glob(f'{name}_*.pth'))
+    if not found:
+        return []
+    return [
+        f'{folder} holds checkpoints of an earlier run, such as {found[0]}. This run starts anew '
+        'and will replace them: to go on from them, stop it and give --resume; to keep them, '
+        'another --work-dir.'
+    ]
 
 
 def _checkpoint_folder(cfg: Config) -> str:
