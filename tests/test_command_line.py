@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmbiformer.engine.command_line import make_resumable
+from mmbiformer.engine.command_line import check_record, make_resumable
 from mmbiformer.safe_load import CheckpointError
 
 ROOT = Path(__file__).parent.parent
@@ -90,3 +90,17 @@ def test_resume_refuses_another_model(tmp_path):
     cfg = Config(dict(resume=True, load_from=str(path)))
     with pytest.raises(CheckpointError, match=r'other\.pth.* is not a model around'):
         make_resumable(cfg)
+
+
+@pytest.mark.parametrize(
+    'name', ['biformer_t_in1k', 'maskrcnn_biformer_t_coco', 'demo/upernet_biformer_t_shapes']
+)
+def test_config_that_a_training_wrote_may_be_replaced(name, tmp_path):
+    """A run goes on from it."""
+    base = ROOT / f'configs/{name}.py'
+    cfg = Config.fromfile(base)
+    cfg.work_dir, cfg.launcher = str(tmp_path), 'none'
+    check_record(cfg)  # there is none yet
+    cfg.dump(tmp_path / base.name)
+    check_record(cfg)  # this is another file than the config
+    check_record(Config.fromfile(tmp_path / base.name))

@@ -401,9 +401,11 @@ def test_a_wrong_file_is_not_kept(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(export, 'run_onnx', lambda path: lambda images: [torch.ones(1, 7)])
     monkeypatch.setattr(export, 'trace', lambda net, size: None)
     config = toy_config(tmp_path, CLASSIFIER)
+    (tmp_path / 'a.partial.onnx').write_text("the user's own")
     with pytest.raises(CommandError, match='differs from PyTorch'):
         tool('export_onnx.py', config, '--out', tmp_path / 'a.onnx', '--shape', '33')
-    assert [path.name for path in tmp_path.iterdir()] == [config.name]
+    assert {path.name for path in tmp_path.iterdir()} == {config.name, 'a.partial.onnx'}
+    assert (tmp_path / 'a.partial.onnx').read_text() == "the user's own"
 
 
 @pytest.mark.slow

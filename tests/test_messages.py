@@ -130,6 +130,17 @@ COMMANDS = {
     'resume': ('train', ['toy.py', '--resume', 'none.pth'], '--resume: there is no file none.pth'),
     'resume text': ('train', ['toy.py', '--resume', 'text.pth'], "begins with b'hello'"),
     'work_dir': ('train', ['toy.py', '--work-dir', 'toy.py/w'], 'toy.py is a file', '--work-dir'),
+    **{
+        f'one name {value}': (
+            'train',
+            ['toy.py', '--cfg-options', f'default_hooks.checkpoint.filename_tmpl={value}'],
+            'toy.py', f"filename_tmpl='{value}'", 'max_keep_ckpts=2', 'epoch_{}', '=-1',
+        )
+        for value in ('latest.pth', '{x}.pth')
+    },
+    'work_dir of the config': (
+        'train', ['toy.py', '--work-dir', '.'], '--work-dir .', 'over toy.py', 'work_dirs/toy',
+    ),
     'scale': ('train', ['toy.py', '--auto-scale-lr'], 'base_batch_size=N', 'toy.py'),
     'no checkpoint': ('test', ['toy.py', 'none.pth'], 'there is no file none.pth'),
     'page': ('test', ['toy.py', 'page.pth'], 'page.pth', 'HTML', 'the download probably failed'),
@@ -271,6 +282,24 @@ COMMANDS = {
     'publish as': ('publish_model', ['other.pth', 'x.safetensors'], 'x.safetensors', 'in .pth'),
     'untested': ('test', ['toy.py', 'whole.pth'], 'toy.py has no test_dataloader', 'testing needs'),
     'predictions to': ('test', ['toy.py', 'other.pth', '--out', 'd.pkl'], 'd.pkl is a folder'),
+    'pictures of predictions over data': (
+        'test',
+        ['toy.py', 'other.pth', '--show-dir', './d.pkl/x', '--cfg-options',
+         'val_dataloader.dataset.data_prefix.img=d.pkl'],
+        '--show-dir ./d.pkl/x', 'of toy.py, which are in d.pkl', 'choose',
+    ),
+    'pictures over data': (
+        'browse_dataset',
+        ['toy.py', '--output', 'd.pkl', '--cfg-options',
+         'train_dataloader.dataset.data_prefix=d.pkl'],
+        '--output-dir d.pkl', 'of toy.py, which are in d.pkl', 'outside of that',
+    ),
+    'pictures over data of a root': (
+        'browse_dataset',
+        ['toy.py', '-o', 'd.pkl/x', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl',
+         'train_dataloader.dataset.ann_file=../toy.py'],
+        '--output-dir d.pkl/x', 'which are in d.pkl',
+    ),
     'hooks by option': (
         'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
         '--cfg-options custom_hooks=', 'KEY=VALUE',

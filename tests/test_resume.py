@@ -81,8 +81,64 @@ def test_a_copied_run_goes_on_from_its_own_checkpoint(tmp_path):
         write(tmp_path / name / 'epoch_2.pth', WHOLE)
         (tmp_path / name / 'last_checkpoint').write_text(str(tmp_path / 'a' / 'epoch_2.pth'))
     assert find_whole_checkpoint(tmp_path / 'b') == (str(tmp_path / 'b' / 'epoch_2.pth'), [])
-    (tmp_path / 'b' / 'epoch_2.pth').unlink()  # written elsewhere, as out_dir of the hook has it
-    assert find_whole_checkpoint(tmp_path / 'b') == (str(tmp_path / 'a' / 'epoch_2.pth'), [])
+    (tmp_path / 'b' / 'epoch_2.pth').write_bytes(b'')
+    before = write(tmp_path / 'b' / 'epoch_1.pth', WHOLE)
+    found, (told,) = find_whole_checkpoint(tmp_path / 'b')
+    assert found == before and str(tmp_path / 'b' / 'epoch_2.pth') in told
+    for path in (tmp_path / 'b').glob('*.pth'):
+        path.unlink()
+    original = tmp_path / 'a' / 'epoch_2.pth'
+    with pytest.raises(CheckpointError, match=f'no checkpoint of its own.*--resume {original}'):
+        find_whole_checkpoint(tmp_path / 'b')
+
+
+def test_checkpoints_elsewhere_are_found(tmp_path):
+    """The out_dir of the hook has a folder named like the work folder."""
+    work, other = tmp_path / 'work', tmp_path / 'other' / 'work'
+    for folder in (work, other):
+        folder.mkdir(parents=True)
+    whole = [write(other / f'epoch_{i}.pth', WHOLE) for i in (1, 2)]
+    (work / 'last_checkpoint').write_text(whole[1])
+    for expected in reversed(whole):
+        cfg = config(work)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', out_dir=str(tmp_path / 'other'))
+        make_resumable(cfg, 'auto')
+        assert cfg.load_from == expected
+        damaged = tmp_path / 'other' / 'work' / 'epoch_2.pth'
+        damaged.write_bytes(b'')
+
+
+def test_numbers_count_more_than_the_time(tmp_path):
+    """Which copying changes."""
+    whole = {i: write(tmp_path / f'epoch_{i}.pth', WHOLE, age=i) for i in (1, 2, 9, 10)}
+    write(tmp_path / 'epoch_11.old.pth', WHOLE)
+    assert find_whole_checkpoint(tmp_path)[0] == whole[10]
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))  # of a later run
+    assert find_whole_checkpoint(tmp_path)[0] == whole[2]
+    (tmp_path / 'last_checkpoint').unlink()
+    newest = write(tmp_path / 'iter_4.pth', WHOLE)
+    assert find_whole_checkpoint(tmp_path)[0] == newest  # not to be compared
+
+
+def test_odd_names_do_not_block(tmp_path):
+    whole = write(tmp_path / 'epoch_1.pth', WHOLE)
+    (tmp_path / 'epoch_2.pth').symlink_to('nowhere')
+    (tmp_path / 'epoch_3.pth').symlink_to('epoch_3.pth')
+    (tmp_path / 'epoch_4.pth').mkdir()
+    for text in ('', '/', '..', 'x' * 5000, 'x/' * 5000, 'a\0b', str(tmp_path / 'epoch_3.pth')):
+        (tmp_path / 'last_checkpoint').write_text(text)
+        assert find_whole_checkpoint(tmp_path) == (whole, [])
+
+
+def test_checkpoints_of_an_earlier_run_are_told_of(tmp_path):
+    assert make_resumable(config(tmp_path)) == []
+    write(tmp_path / 'best_toy_epoch_1.pth', WHOLE)
+    assert make_resumable(config(tmp_path)) == []
+    write(tmp_path / 'iter_4.pth', WHOLE)
+    (told,) = make_resumable(config(tmp_path))
+    for part in (f'{tmp_path} holds', 'iter_4.pth', 'give --resume', 'another --work-dir'):
+        assert part in told
+    assert make_resumable(config(tmp_path), 'auto') == []
 
 
 def test_only_the_best_of_this_run_is_removed(tmp_path):
@@ -207,6 +263,23 @@ def test_finished_run_says_so(epoch, tmp_path):
     assert 'nothing is left' not in logs[2]
     end = last(tmp_path / '2')
     assert (end['meta']['epoch'], end['meta']['iter']) == (2, 8)
+
+
+@pytest.mark.parametrize('kind', ['Runner', 'FlexibleRunner'])
+def test_testing_leaves_the_config_that_training_wrote(kind, epoch, tmp_path):
+    cfg = Config.fromfile(epoch[0])
+    record = tmp_path / 'toy.py'
+    record.write_text(cfg.pretty_text)
+    cfg.test_cfg, cfg.test_evaluator = {}, cfg.val_evaluator
+    cfg.test_dataloader = cfg.val_dataloader
+    cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
+    cfg.work_dir = cfg.experiment_name = str(tmp_path)
+    cfg.launcher, cfg.runner_type = 'none', kind
+    assert type(build_runner(cfg, ('test',))).__name__ == kind
+    assert Config.fromfile(record).train_cfg.max_epochs == 6
+    cfg.runner_type = 'Runer'
+    with pytest.raises(CommandError, match=r'toy.py cannot be built: .*Runer is not in the runner'):
+        build_runner(cfg, ('test',))
 
 
 def state(checkpoint):

@@ -17,6 +17,7 @@ from mmengine.registry import METRICS
 from mmbiformer.checkpoint import check_fit, load_whole_model
 from mmbiformer.engine.checks import (
     CommandError,
+    check_apart,
     check_data,
     check_file,
     check_testing,
@@ -65,6 +66,9 @@ def main() -> None:
         if os.path.isdir(args.out):
             raise CommandError(f'--out {args.out} is a folder; give FOLDER/NAME.pkl')
         check_writable(os.path.dirname(args.out) or '.', '--out')
+    if args.show_dir is not None:
+        check_apart(cfg, args.show_dir, '--show-dir')
+        check_writable(args.show_dir, '--show-dir')
     check_file(args.checkpoint, 'checkpoint')
     check_data(cfg, ('test',))
     checkpoint = load_whole_model(args.checkpoint)
@@ -74,7 +78,6 @@ def main() -> None:
         written = dict(type='DumpWholeResults', out_file_path=args.out)
         cfg.test_evaluator = [*_as_list(cfg.test_evaluator), written]
     if args.show_dir is not None:
-        check_writable(args.show_dir, '--show-dir')
         paint(cfg, args.show_dir)
     if args.tta:
         augment(cfg)

@@ -11,6 +11,7 @@ from mmbiformer.engine.checks import CommandError, check_data, check_training
 from mmbiformer.engine.command_line import (
     add_common_options,
     build_runner,
+    check_record,
     drop_amp_without_gpu,
     drop_sync_bn_without_gpu,
     load_config,
@@ -50,6 +51,7 @@ def main() -> None:
     """Build the runner from the config and train."""
     args = parse_args()
     cfg = load_config(args)
+    check_record(cfg)
     check_training(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

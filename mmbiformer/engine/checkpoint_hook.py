@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import operator
+import os
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -184,29 +186,44 @@ class CheckpointHook(MMEngineCheckpointHook):
             batches.begin(meta['iter'])
 
 
-def find_whole_checkpoint(folder: str) -> tuple[str | None, list[str]]:
+def find_whole_checkpoint(
+    folder: str | Path, out_dir: str | Path | None = None
+) -> tuple[str | None, list[str]]:
     """The checkpoint to resume from: the last one, or if that is damaged the one before it.
 
     Args:
         folder: The work folder of a run.
+        out_dir: Where its checkpoints are. Defaults to None: in the work folder.
 
     Returns:
         tuple[str | None, list[str]]: Its path, None if there is none yet; and what to tell the user
         about files that were passed over.
 
     Raises:
-        CheckpointError: If there are checkpoints, but none that is whole.
+        CheckpointError: If there are checkpoints, but none of this run that is whole.
     """
-    work_dir = Path(folder)
-    found: list[Path] = []
+    folders = [Path(path) for path in (out_dir, folder) if path is not None]
+    last = Path()
     with contextlib.suppress(OSError, UnicodeDecodeError):  # may itself be missing or damaged
-        last = (work_dir / 'last_checkpoint').read_text().strip()
-        # A run that was copied must not go on from the one it was copied from.
-        found = [work_dir / Path(last).name, Path(last)] if last else []
-    found += sorted(work_dir.glob('*.pth'), key=lambda path: path.stat().st_mtime, reverse=True)
+        last = Path((Path(folder) / 'last_checkpoint').read_text().strip())
+    # A run that was copied must not go on from the one it was copied from.
+    found = [own / last.name for own in folders]
+    elsewhere = os.path.isfile(last) and not any(
+        Path(os.path.realpath(last)).is_relative_to(os.path.realpath(own)) for own in folders
+    )
+    if not elsewhere:
+        found.append(last)
+    found += _latest_first([path for own in folders for path in own.glob('*.pth')], last)
+    found = [path for path in found if os.path.isfile(path)]  # no name or link is too odd for it
+    if elsewhere and not found:
+        raise CheckpointError(
+            f'{folder} has no checkpoint of its own, but last_checkpoint there names {last}. To go '
+            f'on from that one, give --resume {last}; to start from the beginning, remove '
+            f'{Path(folder) / "last_checkpoint"}'
+        )
     damaged: dict[str, str] = {}
     no_runs = []
-    for path in dict.fromkeys(path.resolve() for path in found if path.is_file()):
+    for path in dict.fromkeys(path.resolve() for path in found):
         try:
             checkpoint = safe_load(path)
         except (CheckpointError, OSError) as error:
@@ -224,6 +241,22 @@ def find_whole_checkpoint(folder: str) -> tuple[str | None, list[str]]:
             'start from weights with --cfg-options load_from=FILE in another --work-dir.'
         )
     return None, []
+
+
+def _latest_first(paths: list[Path], last: Path) -> list[Path]:
+    """Files in the order in which to try them: by number, as copying changes their time.
+
+    Behind the number of the last one, files are of an earlier run in the same folder.
+    """
+    steps = {path: re.fullmatch(r'(epoch|iter)_(\d+)', path.stem) for path in [*paths, last]}
+    comparable = len({step[1] for step in steps.values() if step}) == 1
+    numbers = {path: int(step[2]) for path, step in steps.items() if step and comparable}
+
+    def rank(path: Path) -> tuple[bool, int, float]:
+        number = numbers.get(path, -1)
+        return number <= numbers.get(last, number), number, os.path.getmtime(path)
+
+    return sorted(filter(os.path.isfile, paths), key=rank, reverse=True)
 
 
 def check_resumable(path: str | Path, checkpoint: Any) -> None:

@@ -183,6 +183,34 @@ def data_paths(cfg: Config, splits: tuple[str, ...]) -> list[str]:
     return [*found]
 
 
+def check_apart(cfg: Config, folder: str, option: str) -> None:
+    """Raise CommandError if pictures in a folder would replace images or masks of a data set.
+
+    The hosts paint under the name of the image.
+
+    Args:
+        cfg: The whole config.
+        folder: Path of the folder.
+        option: The option that says where to paint.
+    """
+    target = Path(os.path.realpath(folder))
+    for path in [*data_paths(cfg, SPLITS), *_roots_of_images(cfg)]:
+        if os.path.isdir(path) and target.is_relative_to(os.path.realpath(path)):
+            raise CommandError(
+                f'{option} {folder}: pictures there could replace those of the data set of '
+                f'{cfg.filename}, which are in {path}; choose a folder outside of that'
+            )
+
+
+def _roots_of_images(cfg: Config) -> Iterator[str]:
+    """Where images are that only an annotation file names."""
+    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in SPLITS)):
+        for dataset in _datasets(loader.dataset):
+            root = dataset.get('data_root')
+            if isinstance(root, str) and dataset.get('ann_file') and not dataset.get('data_prefix'):
+                yield root
+
+
 def check_settings(cfg: Config) -> None:
     """Raise CommandError if a setting is not of the kind that MMEngine takes.
 

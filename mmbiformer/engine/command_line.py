@@ -170,6 +170,31 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_record(cfg: Config) -> None:
+    """Raise CommandError if the config that a training writes would replace the user's own.
+
+    One that a training wrote may be replaced: a run goes on from it.
+
+    Args:
+        cfg: The whole config, with its work folder.
+    """
+    record = Path(cfg.work_dir, Path(cfg.filename).name)
+    if not record.exists() or not record.samefile(cfg.filename):
+        return
+    if record.read_text(encoding='utf-8') != Config.fromfile(cfg.filename).dump():
+        raise CommandError(
+            f'--work-dir {cfg.work_dir}: training writes the whole config there, over {record}, '
+            f'which is your own; choose another folder, such as work_dirs/{record.stem}'
+        )
+
+
+class _LeavesNoConfig:
+    """A runner that tests: its config, which the log has, could train nothing more."""
+
+    def dump_config(self) -> None:
+        """Leave the one that training wrote."""
+
+
 def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     """Build the runner, and with it the model, that a config asks for.
 
@@ -185,7 +210,15 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
         distribute_on_cpu(cfg)
     check_parts(cfg, splits)
     try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        kind = cfg.get('runner_type', Runner)
+        if isinstance(kind, str):
+            with RUNNERS.switch_scope_and_registry(None) as found:
+                if found.get(kind) is None:
+                    raise KeyError(f'runner_type={kind} is not in the {found.name} registry')
+                kind = found.get(kind)
+        if 'train' not in splits:
+            kind = type(kind.__name__, (_LeavesNoConfig, kind), {})
+        runner = kind.from_cfg(cfg)
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
@@ -252,28 +285,71 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
             what the config says.
 
     Returns:
-        list[str]: What to tell the user about damaged files.
+        list[str]: What to tell the user about damaged files, and those of an earlier run.
+
+    Raises:
+        CommandError: If what is removed under the name of an old checkpoint would be a new one.
     """
     hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     if hook is not None and type_name(hook) in ('CheckpointHook', 'mmengine.CheckpointHook'):
         hook.type = 'mmbiformer.CheckpointHook'
+    _check_names(cfg, hook or {})
     register_safe_loader()
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     told = []
     if resume == 'auto':
-        resume, told = find_whole_checkpoint(cfg.work_dir)
+        resume, told = find_whole_checkpoint(cfg.work_dir, _checkpoint_folder(cfg))
     elif resume is not None:
         check_file(resume, '--resume')
         check_resumable(resume, load_whole_model(resume))
     cfg.resume = resume is not None
     if cfg.resume:
         cfg.load_from = resume
-    elif cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
+        return told
+    if cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
-    return told
+    return told + _earlier_run(cfg)
+
+
+def _earlier_run(cfg: Config) -> list[str]:
+    folder = Path(_checkpoint_folder(cfg))
+    found = sorted(path.name for name in ('epoch', 'iter') for path in folder.glob(f'{name}_*.pth'))
+    if not found:
+        return []
+    return [
+        f'{folder} holds checkpoints of an earlier run, such as {found[0]}. This run starts anew '
+        'and will replace them: to go on from them, stop it and give --resume; to keep them, '
+        'another --work-dir.'
+    ]
+
+
+def _checkpoint_folder(cfg: Config) -> str:
+    """Where MMEngine's hook writes: in its out_dir, a folder named like the work folder."""
+    work_dir = os.path.abspath(cfg.work_dir)
+    out_dir = (cfg.default_hooks.get('checkpoint') or {}).get('out_dir')
+    if not isinstance(out_dir, str) or out_dir == work_dir:
+        return work_dir
+    return os.path.join(out_dir, os.path.basename(work_dir))
+
+
+def _check_names(cfg: Config, hook: dict[str, Any]) -> None:
+    template, kept = hook.get('filename_tmpl'), hook.get('max_keep_ckpts')
+    if not isinstance(template, str) or not isinstance(kept, int) or kept < 1:
+        return
+    try:
+        names = {template.format(step) for step in (1, 2)}
+    except (AttributeError, IndexError, KeyError, ValueError):
+        names = set()
+    if len(names) < 2:
+        raise CommandError(
+            f'{cfg.filename}: default_hooks.checkpoint.filename_tmpl={template!r:.80} gives '
+            f'checkpoints no names of their own, of which max_keep_ckpts={kept} could remove the '
+            "oldest; put {} where their number belongs, as in 'epoch_{}.pth', or set "
+            'max_keep_ckpts=-1: each then replaces the one before it'
+        )
 
 
 def use_pretrained(cfg: Config, checkpoint: str | None) -> None:

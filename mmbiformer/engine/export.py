@@ -9,6 +9,7 @@ import importlib.util
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,14 +318,12 @@ def run_export(
 
     program = trace(net, size)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first: what is interrupted or wrong leaves no file.
-    partial = args.out.with_name(f'{args.out.stem}.partial{suffix}')
-    try:
+    # In a folder of its own first: what is interrupted or wrong leaves no file.
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
+        partial = Path(folder, args.out.name)
         write(program, partial, net)
         result = check(net, load(partial), size)
         os.replace(partial, args.out)
-    finally:
-        partial.unlink(missing_ok=True)
 
     sides = 'height, width' if net.any_size else f'{size[0]}, {size[1]}'
     print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {note}')

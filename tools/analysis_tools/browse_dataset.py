@@ -10,7 +10,7 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.checks import CommandError, check_data
+from mmbiformer.engine.checks import CommandError, check_apart, check_data
 from mmbiformer.engine.command_line import add_config_options, read_config, run_command
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.host_tools import run_host_tool
@@ -26,12 +26,15 @@ def main() -> None:
     """Check that config and data are there, then leave it to the host."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], add_help=False)
     add_config_options(parser)
+    parser.add_argument('--output-dir', '-o')  # the host's, to be looked at
     args, others = parser.parse_known_args()
     cfg = read_config(args)
     if not {'-h', '--help'} & {*others}:
         if cfg.get('train_dataloader') is None:
             raise CommandError(f'{cfg.filename} has no train_dataloader = dict(...) to look at')
         check_data(cfg, ('train',))
+        if args.output_dir is not None:
+            check_apart(cfg, args.output_dir, '--output-dir')
     with faults_explained(cfg, ('train',)):
         run_host_tool(cfg, PATHS)
 
