@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from mmbiformer.engine import CheckClassesHook, ClassCountError
 from mmbiformer.engine.checks import build_model
@@ -98,3 +99,32 @@ def test_order_of_classes(recipe):
     for odd in ({}, dict(meta=3), dict(meta=dict(dataset_meta=dict(classes=5)))):
         hook.after_load_checkpoint(runner, odd)
         assert hook.trained == ()
+
+
+def test_folders_of_classes():
+    """Are numbered by their names, whatever metainfo calls the classes."""
+
+    def runner_of_folders(train, val):
+        classes = dict(classes=('cat', 'dog'))
+        loaders = {}
+        for split, names in (('train', train), ('val', val), ('test', val)):
+            found = {} if names is None else {name: i for i, name in enumerate(sorted(names))}
+            data = SimpleNamespace(metainfo=classes, img_prefix=f'data/{split}')
+            if found:
+                data.folder_to_idx = found
+            loaders[f'{split}_dataloader'] = SimpleNamespace(dataset=data)
+        return SimpleNamespace(model=nn.Module(), val_loop=1, **loaders)
+
+    for val in (['a', 'b'], ['b', 'a'], None, ['a']):
+        CheckClassesHook().before_train(runner_of_folders(['a', 'b'], val))
+    CheckClassesHook().before_train(runner_of_folders(None, ['a', 'b']))
+    runner = runner_of_folders(['a', 'b'], ['a', 'x', '.cache'])
+    message = r'class 0 is the folder .cache in data/val \(val data\), but a in data/train \(train'
+    with pytest.raises(ClassCountError, match=message):
+        CheckClassesHook().before_train(runner)
+    hook, checkpoint = CheckClassesHook(), dict(meta={})
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.before_test(runner)
+    hook.after_load_checkpoint(runner, checkpoint)
+    with pytest.raises(ClassCountError, match=r'\.cache in data/test .*, but a in the checkpoint'):
+        hook.before_test(runner)
