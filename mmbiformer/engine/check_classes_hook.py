@@ -11,6 +11,7 @@ from torch import nn
 
 from ..registry import HOOKS
 from .check_annotations_hook import leaves
+from .check_lists import check_labels
 
 OTHER_CLASSES = {'backbone', 'rpn_head', 'semantic_head'}
 """Parts of the hosts' models whose number of classes is not that of the data."""
@@ -29,12 +30,13 @@ class CheckClassesHook(Hook):
     MMDetection would number those behind it wrongly; or data whose classes are in another order
     than those of the training data, or of the checkpoint that is tested or resumed. Folders of
     classes are numbered by their names, whatever the classes are called: they must be the same in
-    all data, and checkpoints keep their names. The commands in ``tools/`` set this hook by
-    themselves.
+    all data, and checkpoints keep their names. Labels of MMPretrain's data sets must be those of
+    classes. The commands in ``tools/`` set this hook by themselves.
     Panoptic data sets, where each head has a part of the classes, are left alone.
 
     Raises:
         ClassCountError: Before training or testing, with both numbers.
+        LabelError: Before training or testing.
     """
 
     priority = 'VERY_HIGH'
@@ -46,9 +48,11 @@ class CheckClassesHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Look at the training data and, if there are any, at the validation data."""
         _check(runner, 'train')
+        _check_labels(runner, 'train')
         train = _classes(runner, 'train')
         if runner.val_loop is not None:
             _check(runner, 'val')
+            _check_labels(runner, 'val')
             _check_order(_classes(runner, 'val'), train, 'the val data', 'the train data')
             _check_folders(runner, ('train', 'val'))
         if getattr(runner, '_resume', False):
@@ -62,6 +66,7 @@ class CheckClassesHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Look at the test data."""
         _check(runner, 'test')
+        _check_labels(runner, 'test')
         _check_order(_classes(runner, 'test'), self.trained, 'the test data', 'the checkpoint')
         _check_folders(runner, ('test',), self.folders)
 
@@ -140,6 +145,15 @@ def _check(runner: Runner, split: str) -> None:
                 if hasattr(leaf, 'img_prefix') and not getattr(leaf, 'ann_file', None)
             )
         )
+
+
+def _check_labels(runner: Runner, split: str) -> None:
+    modules = runner.model.named_modules()
+    heads = [module.num_classes for name, module in modules if _is_of_classes(name, module)]
+    for dataset in leaves(getattr(runner, f'{split}_dataloader').dataset):
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+        if count := len(classes) or max(heads, default=0):
+            check_labels(dataset, count, split)
 
 
 def _check_categories(dataset: Any, split: str) -> None:

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
+from .check_lists import LabelError
 from .check_pairs import MissingFileError
 from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
 
@@ -71,7 +72,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     resume = f' {RESUME}' if 'train' in splits else ''
     if isinstance(error, CheckpointError):
         return text
-    if isinstance(error, (ClassCountError, MissingFileError)):
+    if isinstance(error, (ClassCountError, LabelError, MissingFileError)):
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
