@@ -287,6 +287,67 @@ def test_classes_without_images(tmp_path):
         assert part in str(info.value)
 
 
+LINES = {  # lists of MMPretrain
+    'no label': (b'a.jpg 0\nb.jpg\n', "line 2 is 'b.jpg', but must be a name, a blank and a label"),
+    'no int': (b'a.jpg 0\nb c.jpg 1.5', "line 2 is 'b c.jpg 1.5', but"),
+    'tab': (b'a.jpg\t0\n', r"line 1 is 'a.jpg\t0', but"),
+    'blank': (b'a.jpg 0\n\nb.jpg 1\n', "line 2 is '', but"),
+    'Latin-1': (b'a.jpg 0\n\xe9.jpg 1\n', 'line 2 is no UTF-8; save'),
+    'mark': (b'\xef\xbb\xbfa.jpg 0\n', 'begins with a byte order mark; save'),
+    'whole': ('b \xe9.jpg 0\r\na.jpg  1\n'.encode(), None),
+}
+
+
+@pytest.mark.parametrize('name', LINES)
+def test_lists(tmp_path, name):
+    from mmpretrain.datasets import ImageNet
+
+    content, message = LINES[name]
+    (tmp_path / 'meta').mkdir()
+    path = tmp_path / 'meta/train.txt'
+    path.write_bytes(content)
+    dataset = dict(type='ImageNet', data_root=str(tmp_path), ann_file='meta/train.txt')
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
+    if message is None:
+        check_data(cfg, ('train',))
+        return
+    with pytest.raises(CommandError) as info:
+        check_data(cfg, ('train',))
+    assert f'{path} cannot be used: ' in str(info.value) and message in str(info.value)
+    dataset['with_label'] = False
+    check_data(Config(dict(cfg, train_dataloader=dict(dataset=dataset))), ('train',))
+    if name != 'mark':
+        with pytest.raises(CommandError) as info, faults_explained(cfg):
+            ImageNet(data_root=str(tmp_path), split='train')  # which finds its list by itself
+        assert f'{path} cannot be used: ' in str(info.value) and message in str(info.value)
+
+
+def test_files_in_the_place_of_folders(tmp_path):
+    """And the other way round, or pipes, at which a run would wait for ever."""
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'folder').mkdir()
+    os.mkfifo(tmp_path / 'pipe')
+    for kind, settings, message in (
+        (
+            'ImageNet',
+            dict(data_prefix='file'),
+            'file is a file; data_root and data_prefix in train',
+        ),
+        ('CocoDataset', dict(ann_file='folder'), 'folder is a folder; ann_file in train_dataload'),
+        ('CocoDataset', dict(ann_file='pipe'), 'pipe is neither a file nor a folder; put the'),
+        ('Other', dict(ann_file='pipe'), 'pipe is neither a file nor a folder; put the'),
+        ('Other', dict(ann_file='folder', data_prefix='file'), None),
+    ):
+        dataset = dict(type=kind, data_root=str(tmp_path), **settings)
+        cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+        if message is None:
+            check_data(cfg, ('train',))
+            continue
+        with pytest.raises(CommandError) as info:
+            check_data(cfg, ('train',))
+        assert str(info.value).startswith(f'{tmp_path}/{message}')
+
+
 def test_links_that_lead_back(whole, tmp_path):
     config = write_config(whole, tmp_path, 'ade20k')
     for kind in ('annotations', 'images'):  # of which only the second is walked through

@@ -10,6 +10,30 @@ class LabelError(ValueError):
     """A list of images that cannot be trained on; the message begins with its file."""
 
 
+def check_list(path: str) -> str | None:
+    """Say what is wrong with MMPretrain's list of names and labels; None if nothing is.
+
+    Args:
+        path: A local text file.
+    """
+    with open(path, 'rb') as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode()
+            except UnicodeDecodeError:
+                return f'line {number} is no UTF-8; save the file as UTF-8'
+            if line[0] == '\ufeff':  # it would belong to the first name
+                return 'it begins with a byte order mark; save the file as UTF-8 without one'
+            try:
+                int(line.strip().rsplit(' ', 1)[1])
+            except (IndexError, ValueError):
+                return (
+                    f'line {number} is {line.rstrip()!r:.80}, but must be a name, a blank and a '
+                    'label, which is an int, as in "folder/image.jpg 3"'
+                )
+    return None
+
+
 def check_labels(dataset: Any, classes: int, split: str) -> None:
     """Raise LabelError if a label of MMPretrain's data is none of the classes.
 
@@ -20,13 +44,9 @@ def check_labels(dataset: Any, classes: int, split: str) -> None:
         classes: Their number.
         split: What the data are for, for the message.
     """
-    mmpretrain = sys.modules.get('mmpretrain.datasets')
+    host = sys.modules.get('mmpretrain.datasets')
     # What has no such file numbers its classes itself.
-    if (
-        mmpretrain is None
-        or not isinstance(dataset, mmpretrain.BaseDataset)
-        or not dataset.ann_file
-    ):
+    if host is None or not isinstance(dataset, host.BaseDataset) or not dataset.ann_file:
         return
     for i in range(len(dataset)):
         item = dataset.get_data_info(i)
