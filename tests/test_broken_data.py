@@ -287,6 +287,32 @@ def test_classes_without_images(tmp_path):
         assert part in str(info.value)
 
 
+def test_classes_of_which_images_are_left_out(tmp_path, log):
+    """MMPretrain says nothing unless a folder has no others."""
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'data/a').mkdir(parents=True)
+    for name in ('1.jpg', '2.PNG', '3.webp', '4.TIFF', 'note.txt', '.5.webp'):
+        (tmp_path / 'data/a' / name).write_bytes(b'')
+    dataset = CustomDataset(data_root=str(tmp_path / 'data'))
+    listed = CustomDataset(data_root=str(tmp_path / 'data'), ann_file='x', lazy_init=True)
+    loader = SimpleNamespace(dataset=SimpleNamespace(datasets=[dataset, listed]))
+    model = SimpleNamespace(modules=lambda: [])
+    runner = SimpleNamespace(model=model, test_dataloader=loader, cfg=Config())
+    with log() as said:
+        CheckAnnotationsHook().before_test(runner)
+    (text,) = said
+    assert f'2 images of the test data are left out, such as {tmp_path}/data/a/3.webp: ' in text
+    assert "'.tif'] of the data set" in text
+    for name in ('3.webp', '4.TIFF'):
+        (tmp_path / 'data/a' / name).unlink()
+    (tmp_path / 'data/a/6.jpg').symlink_to('nothing')
+    with log() as said:
+        CheckAnnotationsHook().before_test(runner)
+    (text,) = said
+    assert f'1 links in the test data are left out, such as {tmp_path}/data/a/6.jpg: ' in text
+
+
 LINES = {  # lists of MMPretrain
     'no label': (b'a.jpg 0\nb.jpg\n', "line 2 is 'b.jpg', but must be a name, a blank and a label"),
     'no int': (b'a.jpg 0\nb c.jpg 1.5', "line 2 is 'b c.jpg 1.5', but"),

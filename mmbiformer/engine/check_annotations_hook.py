@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..registry import HOOKS
-from .check_pairs import check_pairs
+from .check_pairs import check_pairs, tell_left_out
 from .checks import data_paths
 
 
@@ -27,7 +27,8 @@ class CheckAnnotationsHook(Hook):
     their image, labels above the classes or 255, boxes that are not finite or were drawn in an
     image of another size. A warning names an image of which MMDetection drops every box, and a mask
     in which all is ignored. Before it starts, images and masks of MMSegmentation's data sets are
-    sought, see :func:`check_pairs`. The commands in ``tools/`` set this hook by themselves.
+    sought, see :func:`check_pairs`, and images that MMPretrain leaves out. The commands in
+    ``tools/`` set this hook by themselves.
 
     Raises:
         AnnotationError: By the data loader.
@@ -151,6 +152,8 @@ def _check_pairs(runner: Runner, split: str) -> None:
     others = ('val', 'test') if split == 'train' else ('train',)
     loader = getattr(runner, f'{split}_dataloader')
     check_pairs([*leaves(loader.dataset)], split, data_paths(runner.cfg, others))
+    for dataset in leaves(loader.dataset):
+        tell_left_out(dataset, split)
 
 
 def _check(dataset: Any, model: nn.Module) -> None:
