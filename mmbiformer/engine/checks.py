@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
+from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
     DATASETS,
@@ -70,6 +71,8 @@ DATASET: dict[tuple[type, ...], str] = {
     (list, tuple): 'pipeline',
     (dict,): 'metainfo',
 }
+CHANNELS = 3
+"""Of the images that our backbones take."""
 SPLITS = 'train', 'val', 'test'
 LISTED = 'CustomDataset', 'ImageNet', 'ImageNet21k'
 """Data sets of MMPretrain whose ann_file is a text list."""
@@ -344,6 +347,7 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         _check_environment(cfg)
         check_backbone(cfg)
         model = build_model(cfg)
+        _check_pixels(model, cfg)
         if has_our_backbone(cfg):
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
@@ -504,6 +508,26 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
                 yield name, registry, node
     for name, node in (cfg.get('default_hooks') or {}).items():
         yield f'default_hooks.{name}', HOOKS, node
+
+
+def _check_pixels(model: nn.Module, cfg: Config) -> None:
+    """By a std of 0 every loss would be nan, and one mean too many fails when images come."""
+    for preprocessor in model.modules():
+        if not isinstance(preprocessor, BaseDataPreprocessor):
+            continue
+        for name in ('mean', 'std'):
+            values = getattr(preprocessor, name, None)
+            if not isinstance(values, torch.Tensor):
+                continue
+            shown = ', '.join(f'{value:g}' for value in values.flatten().tolist())
+            given = f'{cfg.filename}: data_preprocessor.{name}=[{shown}]'
+            if has_our_backbone(cfg) and values.numel() not in (1, CHANNELS):
+                raise CommandError(
+                    f'{given} must have one value, or one for each of the {CHANNELS} channels'
+                )
+            if not values.isfinite().all() or (name == 'std' and not (values > 0).all()):
+                above = ' above 0, by which pixels are divided' if name == 'std' else ''
+                raise CommandError(f'{given} must be finite numbers{above}')
 
 
 def _check_optimizer(model: nn.Module, cfg: Config) -> None:
