@@ -16,6 +16,7 @@ from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
+from mmbiformer.engine.check_annotations_hook import CheckedAnnotations
 from mmbiformer.engine.check_pairs import check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
 from mmbiformer.engine.faults import faults_explained
@@ -201,6 +202,25 @@ def test_masks(whole, tmp_path, name, split):
     for part in [*parts, 'an image or its annotation cannot be read', 'Mend it']:
         assert part in found, found
     assert any(str(path) in found for path in paths)
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.png'])
+def test_masks_of_more_bits(tmp_path, kind, suffix):
+    """MMSegmentation cuts them to 8 bits, whatever the format: 257 would be class 1."""
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    if suffix == '.png' and kind in (np.int32, np.float32):
+        return
+    path = str(tmp_path / f'mask{suffix}')
+    cv2.imwrite(path, np.ones((4, 4), kind))
+    load = CheckedAnnotations(LoadAnnotations(), 8, {255}, False)
+    results = dict(seg_map_path=path, reduce_zero_label=False, seg_fields=[], ori_shape=(4, 4))
+    if kind is np.uint8:
+        assert load(results)['gt_seg_map'].dtype == np.uint8
+    else:
+        with pytest.raises(AnnotationError, match=r'16 bits a pixel or more \(mode [IF]'):
+            load(results)
 
 
 def test_masks_in_which_all_is_ignored(whole, tmp_path):
