@@ -861,6 +861,9 @@ def safe_load(file: str | os.PathLike | BinaryIO, map_location: Any = 'cpu') -> 
         OSError: If the file cannot be opened.
     """
     if isinstance(file, (str, os.PathLike)):
+        # Opening a pipe would wait for ever; a folder or what is not there says so by itself.
+        if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+            raise CheckpointError(f'cannot read {file}: it is a pipe or a device; give a file')
         with open(file, 'rb') as opened:
             return safe_load(opened, map_location)
     name = getattr(file, 'name', 'checkpoint')

@@ -17,6 +17,7 @@ from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
+from mmbiformer.engine.check_annotations_hook import CheckedAnnotations
 from mmbiformer.engine.check_coco import _decoded, check_coco
 from mmbiformer.engine.check_pairs import check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
@@ -279,6 +280,25 @@ def test_masks(whole, tmp_path, name, split):
     assert any(str(path) in found for path in paths)
 
 
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.png'])
+def test_masks_of_more_bits(tmp_path, kind, suffix):
+    """MMSegmentation cuts them to 8 bits, whatever the format: 257 would be class 1."""
+    from mmseg.datasets.transforms import LoadAnnotations
+
+    if suffix == '.png' and kind in (np.int32, np.float32):
+        return
+    path = str(tmp_path / f'mask{suffix}')
+    cv2.imwrite(path, np.ones((4, 4), kind))
+    load = CheckedAnnotations(LoadAnnotations(), 8, {255}, False)
+    results = dict(seg_map_path=path, reduce_zero_label=False, seg_fields=[], ori_shape=(4, 4))
+    if kind is np.uint8:
+        assert load(results)['gt_seg_map'].dtype == np.uint8
+    else:
+        with pytest.raises(AnnotationError, match=r'16 bits a pixel or more \(mode [IF]'):
+            load(results)
+
+
 def test_masks_in_which_all_is_ignored(whole, tmp_path):
     """As those of 0 and 255 are under reduce_zero_label: the loss would be 0, and look perfect."""
     config = write_config(whole, tmp_path, 'ade20k')
@@ -361,6 +381,93 @@ def test_classes_without_images(tmp_path):
     assert 'is empty: no image was found. Sought are files in .bmp, .jpeg' in str(info.value)
     for part in ('(extensions of the data set) in a folder for each class', 'holds 2 of .webp'):
         assert part in str(info.value)
+
+
+def test_classes_of_which_images_are_left_out(tmp_path, log):
+    """MMPretrain says nothing unless a folder has no others."""
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'data/a').mkdir(parents=True)
+    for name in ('1.jpg', '2.PNG', '3.webp', '4.TIFF', 'note.txt', '.5.webp'):
+        (tmp_path / 'data/a' / name).write_bytes(b'')
+    dataset = CustomDataset(data_root=str(tmp_path / 'data'))
+    listed = CustomDataset(data_root=str(tmp_path / 'data'), ann_file='x', lazy_init=True)
+    loader = SimpleNamespace(dataset=SimpleNamespace(datasets=[dataset, listed]))
+    model = SimpleNamespace(modules=lambda: [])
+    runner = SimpleNamespace(model=model, test_dataloader=loader, cfg=Config())
+    with log() as said:
+        CheckAnnotationsHook().before_test(runner)
+    (text,) = said
+    assert f'2 images of the test data are left out, such as {tmp_path}/data/a/3.webp: ' in text
+    assert "'.tif'] of the data set" in text
+    for name in ('3.webp', '4.TIFF'):
+        (tmp_path / 'data/a' / name).unlink()
+    (tmp_path / 'data/a/6.jpg').symlink_to('nothing')
+    with log() as said:
+        CheckAnnotationsHook().before_test(runner)
+    (text,) = said
+    assert f'1 links in the test data are left out, such as {tmp_path}/data/a/6.jpg: ' in text
+
+
+LINES = {  # lists of MMPretrain
+    'no label': (b'a.jpg 0\nb.jpg\n', "line 2 is 'b.jpg', but must be a name, a blank and a label"),
+    'no int': (b'a.jpg 0\nb c.jpg 1.5', "line 2 is 'b c.jpg 1.5', but"),
+    'tab': (b'a.jpg\t0\n', r"line 1 is 'a.jpg\t0', but"),
+    'blank': (b'a.jpg 0\n\nb.jpg 1\n', "line 2 is '', but"),
+    'Latin-1': (b'a.jpg 0\n\xe9.jpg 1\n', 'line 2 is no UTF-8; save'),
+    'mark': (b'\xef\xbb\xbfa.jpg 0\n', 'begins with a byte order mark; save'),
+    'whole': ('b \xe9.jpg 0\r\na.jpg  1\n'.encode(), None),
+}
+
+
+@pytest.mark.parametrize('name', LINES)
+def test_lists(tmp_path, name):
+    from mmpretrain.datasets import ImageNet
+
+    content, message = LINES[name]
+    (tmp_path / 'meta').mkdir()
+    path = tmp_path / 'meta/train.txt'
+    path.write_bytes(content)
+    dataset = dict(type='ImageNet', data_root=str(tmp_path), ann_file='meta/train.txt')
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
+    if message is None:
+        check_data(cfg, ('train',))
+        return
+    with pytest.raises(CommandError) as info:
+        check_data(cfg, ('train',))
+    assert f'{path} cannot be used: ' in str(info.value) and message in str(info.value)
+    dataset['with_label'] = False
+    check_data(Config(dict(cfg, train_dataloader=dict(dataset=dataset))), ('train',))
+    if name != 'mark':
+        with pytest.raises(CommandError) as info, faults_explained(cfg):
+            ImageNet(data_root=str(tmp_path), split='train')  # which finds its list by itself
+        assert f'{path} cannot be used: ' in str(info.value) and message in str(info.value)
+
+
+def test_files_in_the_place_of_folders(tmp_path):
+    """And the other way round, or pipes, at which a run would wait for ever."""
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'folder').mkdir()
+    os.mkfifo(tmp_path / 'pipe')
+    for kind, settings, message in (
+        (
+            'ImageNet',
+            dict(data_prefix='file'),
+            'file is a file; data_root and data_prefix in train',
+        ),
+        ('CocoDataset', dict(ann_file='folder'), 'folder is a folder; ann_file in train_dataload'),
+        ('CocoDataset', dict(ann_file='pipe'), 'pipe is neither a file nor a folder; put the'),
+        ('Other', dict(ann_file='pipe'), 'pipe is neither a file nor a folder; put the'),
+        ('Other', dict(ann_file='folder', data_prefix='file'), None),
+    ):
+        dataset = dict(type=kind, data_root=str(tmp_path), **settings)
+        cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+        if message is None:
+            check_data(cfg, ('train',))
+            continue
+        with pytest.raises(CommandError) as info:
+            check_data(cfg, ('train',))
+        assert str(info.value).startswith(f'{tmp_path}/{message}')
 
 
 def test_links_that_lead_back(whole, tmp_path):

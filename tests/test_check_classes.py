@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from mmbiformer.engine import CheckClassesHook, ClassCountError
+from mmbiformer.engine.check_lists import LabelError
 from mmbiformer.engine.checks import build_model
 
 ROOT = Path(__file__).parent.parent
+ALL = 'train', 'val', 'test'
 TOY = dict(_delete_=True, depths=(1, 1, 1, 1), embed_dims=(64, 128, 256, 512), mlp_ratio=1)
 RECIPES = {  # classes of the recipe, and all that must be changed for others
     'maskrcnn_biformer_t_coco': (80, ['roi_head.bbox_head', 'roi_head.mask_head']),
@@ -98,3 +101,61 @@ def test_order_of_classes(recipe):
     for odd in ({}, dict(meta=3), dict(meta=dict(dataset_meta=dict(classes=5)))):
         hook.after_load_checkpoint(runner, odd)
         assert hook.trained == ()
+
+
+def test_folders_of_classes():
+    """Are numbered by their names, whatever metainfo calls the classes."""
+
+    def runner_of_folders(train, val):
+        classes = dict(classes=('cat', 'dog'))
+        loaders = {}
+        for split, names in (('train', train), ('val', val), ('test', val)):
+            found = {} if names is None else {name: i for i, name in enumerate(sorted(names))}
+            data = SimpleNamespace(metainfo=classes, img_prefix=f'data/{split}')
+            if found:
+                data.folder_to_idx = found
+            loaders[f'{split}_dataloader'] = SimpleNamespace(dataset=data)
+        return SimpleNamespace(model=nn.Module(), val_loop=1, **loaders)
+
+    for val in (['a', 'b'], ['b', 'a'], None, ['a']):
+        CheckClassesHook().before_train(runner_of_folders(['a', 'b'], val))
+    CheckClassesHook().before_train(runner_of_folders(None, ['a', 'b']))
+    runner = runner_of_folders(['a', 'b'], ['a', 'x', '.cache'])
+    message = r'class 0 is the folder .cache in data/val \(val data\), but a in data/train \(train'
+    with pytest.raises(ClassCountError, match=message):
+        CheckClassesHook().before_train(runner)
+    hook, checkpoint = CheckClassesHook(), dict(meta={})
+    hook.before_save_checkpoint(runner, checkpoint)
+    hook.before_test(runner)
+    hook.after_load_checkpoint(runner, checkpoint)
+    with pytest.raises(ClassCountError, match=r'\.cache in data/test .*, but a in the checkpoint'):
+        hook.before_test(runner)
+
+
+@pytest.mark.parametrize('label', [-100, -1, 2, 1])
+@pytest.mark.parametrize('classes', [None, ('a', 'b')])
+def test_labels_of_lists(tmp_path, label, classes):
+    """Losses and metrics say nothing of some. Without names of classes, the heads' number holds."""
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'list.txt').write_text(f'x.jpg 0\ny.jpg {label}\n')
+    dataset = CustomDataset(
+        ann_file='list.txt', data_root=str(tmp_path), metainfo=classes and dict(classes=classes)
+    )
+    model = nn.Sequential(nn.Identity())
+    model[0].num_classes = 2
+    loaders = {f'{split}_dataloader': SimpleNamespace(dataset=dataset) for split in ALL}
+    runner = SimpleNamespace(model=model, val_loop=None, **loaders)
+    for call in (CheckClassesHook().before_train, CheckClassesHook().before_test):
+        if label == 1:
+            call(runner)
+        else:
+            with pytest.raises(LabelError) as info:
+                call(runner)
+            for part in [
+                f'{tmp_path}/list.txt: entry 2 of 2',
+                'y.jpg, has',
+                f'{label}, but',
+                '0 t',
+            ]:
+                assert part in str(info.value)

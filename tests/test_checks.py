@@ -122,6 +122,30 @@ def test_settings_of_the_runner(cfg, settings, tmp_path):
     assert not (tmp_path / 'work').exists() and not (tmp_path / 'x').exists()
 
 
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(mean=[1, 2, 3], std=[1, 0, 1]), r'std=\[1, 0, 1\] must be .* above 0'),
+        (dict(mean=[1, 2, 3], std=[1, -1, 1]), 'std=.* must be finite numbers above 0'),
+        (dict(mean=[1, 2, float('nan')], std=[1]), 'mean=.* must be finite numbers$'),
+        (dict(mean=[1, 2], std=[1]), r'mean=\[1, 2\] must have one value, or one for each of'),
+        (dict(mean=[1], std=[1] * 4), 'std=.* one for each of the 3 channels'),
+        (dict(mean=[-1, 2, 3], std=[5]), None),
+        (dict(), None),
+    ],
+)
+def test_mean_and_std(cfg, settings, message):
+    """With a std of 0 the loss would be nan, and checkpoints be written."""
+    import mmpretrain.models  # noqa: F401
+
+    cfg.model.data_preprocessor = dict(type='mmpretrain.ClsDataPreprocessor', **settings)
+    if message is None:
+        check_parts(cfg)
+        return
+    with pytest.raises(CommandError, match=rf'toy\.py: data_preprocessor\.{message}'):
+        check_parts(cfg)
+
+
 def test_data_sets_of_others(cfg):
     """Which have arguments of their own under usual names."""
     cfg.train_dataloader.dataset = dict(

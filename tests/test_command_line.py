@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py: what a user meets before anything runs."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ from mmbiformer.safe_load import CheckpointError
 ROOT = Path(__file__).parent.parent
 
 
-def run(tool, *args, cwd=ROOT):
+def run(tool, *args, cwd=ROOT, **environment):
     return subprocess.run(
         [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / tool), *map(str, args)],
         capture_output=True,
         text=True,
         cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=300,
     )
 
 
@@ -104,3 +107,25 @@ def test_config_that_a_training_wrote_may_be_replaced(name, tmp_path):
     cfg.dump(tmp_path / base.name)
     check_record(cfg)  # this is another file than the config
     check_record(Config.fromfile(tmp_path / base.name))
+
+
+WHOLE = dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='localhost', MASTER_PORT='29500')
+ENVIRONMENTS = {  # launcher, variables, message
+    'docstrings': ('none', dict(PYTHONOPTIMIZE='2'), 'PYTHONOPTIMIZE=2 (or -OO) takes the docstr'),
+    'matplotlib': ('none', dict(MPLBACKEND='foo'), "MPLBACKEND='foo' in the environment: "),
+    'local rank': ('none', dict(LOCAL_RANK='abc'), "LOCAL_RANK='abc' in the environment must be"),
+    'rank': ('pytorch', dict(WHOLE, RANK='abc'), "RANK='abc' in the environment must be an int"),
+    'port': ('pytorch', dict(WHOLE, MASTER_PORT='x'), "MASTER_PORT='x' in the environment must"),
+    'half': ('pytorch', dict(RANK='0'), 'but not WORLD_SIZE and LOCAL_RANK and MASTER_PORT and M'),
+    'too high': ('pytorch', dict(WHOLE, RANK='2'), 'RANK=2 in the environment must be below WORLD'),
+}
+
+
+@pytest.mark.parametrize('name', ENVIRONMENTS)
+def test_environment(name, monkeypatch):
+    launcher, variables, message = ENVIRONMENTS[name]
+    for variable in WHOLE:
+        monkeypatch.delenv(variable, raising=False)
+    done = run('train.py', ROOT / 'configs/none.py', '--launcher', launcher, **variables)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and message in done.stderr

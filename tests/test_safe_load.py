@@ -770,3 +770,13 @@ def test_only_known_globals_become_functions():
     names |= {f'builtins.{name}' for name in dir(__builtins__)} | set(module._CALLS)
     names |= {'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler.__init__'}
     assert all(type(module._find(name)) is Placeholder for name in names)
+
+
+def test_pipes(tmp_path):
+    """Would be waited for: load_from of a config, or an epoch_1.pth in the work folder."""
+    os.mkfifo(tmp_path / 'pipe.pth')
+    with pytest.raises(CheckpointError, match=r'pipe\.pth: it is a pipe or a device; give a file'):
+        safe_load(tmp_path / 'pipe.pth')
+    for error, name in ((IsADirectoryError, '.'), (FileNotFoundError, 'none.pth')):
+        with pytest.raises(error):
+            safe_load(tmp_path / name)

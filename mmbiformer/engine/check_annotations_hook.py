@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from PIL import Image
 from torch import nn
 
 from ..registry import HOOKS
-from .check_pairs import check_pairs
+from .check_pairs import check_pairs, tell_left_out
 from .checks import data_paths
 
 
@@ -27,7 +28,8 @@ class CheckAnnotationsHook(Hook):
     their image, labels above the classes or 255, boxes that are not finite or were drawn in an
     image of another size. A warning names an image of which MMDetection drops every box, and a mask
     in which all is ignored. Before it starts, images and masks of MMSegmentation's data sets are
-    sought, see :func:`check_pairs`. The commands in ``tools/`` set this hook by themselves.
+    sought, see :func:`check_pairs`, and images that MMPretrain leaves out. The commands in
+    ``tools/`` set this hook by themselves.
 
     Raises:
         AnnotationError: By the data loader.
@@ -113,10 +115,10 @@ class CheckedAnnotations:
                 f'{path}: a mask of {labels.shape[0]}x{labels.shape[1]} pixels for an image of '
                 f'{size[0]}x{size[1]} ({results.get("img_path")})'
             )
-        if _has_16_bits(path):
+        if mode := _wide_mode(path):
             raise AnnotationError(
-                f'{path}: a mask of 16 bits a pixel, of which MMSegmentation keeps 8; save labels '
-                'up to 255 as 8 bits'
+                f'{path}: a mask of 16 bits a pixel or more (mode {mode}), of which MMSegmentation '
+                'keeps 8; save labels up to 255 as 8 bits'
             )
         eight = labels.dtype == np.uint8  # of which counting is ten times as fast as sorting
         found = np.flatnonzero(np.bincount(labels.ravel())) if eight else np.unique(labels)
@@ -137,13 +139,13 @@ class CheckedAnnotations:
         return f'{type(self).__name__}({self.load})'
 
 
-def _has_16_bits(path: str) -> bool:
-    """Whether a local file is such a PNG."""
-    if not path.lower().endswith('.png') or '://' in path:
-        return False
-    with open(path, 'rb') as file:
-        head = file.read(25)
-    return head[:8] == b'\x89PNG\r\n\x1a\n' and head[24:] == b'\x10'
+def _wide_mode(path: str) -> str | None:
+    """Pillow's name for the pixels of a local image if they have more than 8 bits a channel."""
+    try:
+        with Image.open(path) as image:  # of which only the head is read
+            return image.mode if image.mode[0] in 'IF' else None
+    except (OSError, Image.DecompressionBombError):  # not local, another library's, or huge
+        return None
 
 
 def _check_pairs(runner: Runner, split: str) -> None:
@@ -151,6 +153,8 @@ def _check_pairs(runner: Runner, split: str) -> None:
     others = ('val', 'test') if split == 'train' else ('train',)
     loader = getattr(runner, f'{split}_dataloader')
     check_pairs([*leaves(loader.dataset)], split, data_paths(runner.cfg, others))
+    for dataset in leaves(loader.dataset):
+        tell_left_out(dataset, split)
 
 
 def _check(dataset: Any, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ..registry import HOOKS
 from .check_annotations_hook import leaves
 from .check_coco import MAX_BYTES
+from .check_lists import check_labels
 
 OTHER_CLASSES = {'backbone', 'rpn_head', 'semantic_head'}
 """Parts of the hosts' models whose number of classes is not that of the data."""
@@ -29,27 +30,35 @@ class CheckClassesHook(Hook):
     only where a label of it is met. So do a COCO annotation file that lacks one of the classes, or
     lists them in another order, as MMDetection would number them wrongly; and data whose classes
     are in another order than those of the training data, or of the checkpoint that is tested or
-    resumed. The commands in ``tools/`` set this hook by themselves.
+    resumed. Folders of classes are numbered by their names, whatever the classes are called: they
+    must be the same in all data, and checkpoints keep their names. Labels of MMPretrain's data sets
+    must be those of classes. The commands in ``tools/`` set this hook by themselves.
     Panoptic data sets, where each head has a part of the classes, are left alone.
 
     Raises:
         ClassCountError: Before training or testing, with both numbers.
+        LabelError: Before training or testing.
     """
 
     priority = 'VERY_HIGH'
 
     def __init__(self) -> None:
         self.trained: Sequence[str] = ()
+        self.folders: Sequence[str] = ()
 
     def before_train(self, runner: Runner) -> None:
         """Look at the training data and, if there are any, at the validation data."""
         _check(runner, 'train')
+        _check_labels(runner, 'train')
         train = _classes(runner, 'train')
         if runner.val_loop is not None:
             _check(runner, 'val')
+            _check_labels(runner, 'val')
             _check_order(_classes(runner, 'val'), train, 'the val data', 'the train data')
+            _check_folders(runner, ('train', 'val'))
         if getattr(runner, '_resume', False):
             _check_order(train, self.trained, 'the train data', 'the checkpoint')
+            _check_folders(runner, ('train',), self.folders)
 
     def before_val(self, runner: Runner) -> None:
         """Look at the validation data."""
@@ -58,15 +67,53 @@ class CheckClassesHook(Hook):
     def before_test(self, runner: Runner) -> None:
         """Look at the test data."""
         _check(runner, 'test')
+        _check_labels(runner, 'test')
         _check_order(_classes(runner, 'test'), self.trained, 'the test data', 'the checkpoint')
+        _check_folders(runner, ('test',), self.folders)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the classes that the checkpoint was trained with, if it says so."""
         meta = checkpoint.get('meta')
         data = meta.get('dataset_meta') if isinstance(meta, dict) else None
-        classes = data.get('classes') if isinstance(data, dict) else None
-        known = isinstance(classes, (list, tuple)) and all(type(name) is str for name in classes)
-        self.trained = classes if known else ()
+        self.trained = _names(data.get('classes') if isinstance(data, dict) else None)
+        self.folders = _names(meta.get('class_folders') if isinstance(meta, dict) else None)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the names of the folders of classes, which ``metainfo`` may replace by others."""
+        if folders := _folders(runner, 'train'):
+            checkpoint['meta']['class_folders'] = [*folders[0][1].values()]
+
+
+def _names(value: Any) -> Sequence[str]:
+    known = isinstance(value, (list, tuple)) and all(type(name) is str for name in value)
+    return value if known else ()
+
+
+def _folders(runner: Runner, split: str) -> list[tuple[str, dict[int, str]]]:
+    """Of each data set that found folders of classes: where, and their names by number."""
+    found = []
+    for dataset in leaves(getattr(runner, f'{split}_dataloader').dataset):
+        numbers = getattr(dataset, 'folder_to_idx', None)
+        if isinstance(numbers, dict) and len({*numbers.values()}) == len(numbers):
+            where = f'{getattr(dataset, "img_prefix", "a data set")} ({split} data)'
+            found.append((where, {numbers[name]: name for name in sorted(numbers)}))
+    return found
+
+
+def _check_folders(runner: Runner, splits: Sequence[str], trained: Sequence[str] = ()) -> None:
+    """Raise ClassCountError if one class has folders of different names."""
+    found = [('the checkpoint', dict(enumerate(trained)))] if trained else []
+    for split in splits:
+        found += _folders(runner, split)
+    for where, names in found[1:]:
+        first, known = found[0]
+        for i in sorted(names.keys() & known.keys()):
+            if names[i] != known[i]:
+                raise ClassCountError(
+                    f'class {i} is the folder {names[i]} in {where}, but {known[i]} in {first}. '
+                    'Folders of classes are numbered by their names: give them the same names in '
+                    'all data, and remove what is no class'
+                )
 
 
 def _classes(runner: Runner, split: str) -> Sequence[str]:
@@ -101,6 +148,15 @@ def _check(runner: Runner, split: str) -> None:
         )
 
 
+def _check_labels(runner: Runner, split: str) -> None:
+    modules = runner.model.named_modules()
+    heads = [module.num_classes for name, module in modules if _is_of_classes(name, module)]
+    for dataset in leaves(getattr(runner, f'{split}_dataloader').dataset):
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+        if count := len(classes) or max(heads, default=0):
+            check_labels(dataset, count, split)
+
+
 def _check_categories(dataset: Any, split: str) -> None:
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     found = getattr(dataset, 'cat_ids', None)
@@ -125,8 +181,8 @@ def _check_categories(dataset: Any, split: str) -> None:
             'add what is missing to its categories'
         )
     ordered = [name for name in names if name in classes]
-    if type(dataset).__name__ == 'CocoDataset' and ordered != [*classes]:
-        pairs = zip(ordered, classes, strict=False)
+    if type(dataset).__name__ == 'CocoDataset' and ordered != [*dict.fromkeys(classes)]:
+        pairs = zip(ordered, dict.fromkeys(classes), strict=True)
         given, needed = next(pair for pair in pairs if pair[0] != pair[1])
         raise ClassCountError(
             f'{path} lists its categories in another order than metainfo.classes of the {split} '

@@ -1,4 +1,4 @@
-"""Look whether each image of a segmentation data set has its mask, and each mask its image."""
+"""Look for files that are missing or left out: images and masks, images of classes."""
 
 import functools
 import logging
@@ -15,6 +15,11 @@ from mmengine.logging import print_log
 from .checks import escaped
 
 HOSTS = 'mmcv', 'mmseg', 'mmbiformer'
+IMAGES = (
+    *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg'),
+    *('.jxl', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff', '.webp'),
+)
+"""Suffixes of files that are surely images."""
 ITEMS = '__len__', '__getitem__', 'prepare_data', 'get_data_info'
 
 
@@ -58,6 +63,39 @@ def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> N
         named = all(type(suffix) is str and suffix for suffix in suffixes)
         if by_folder and not own and named and all(map(os.path.isdir, _folders(dataset))):
             _tell_left_out(dataset, split, shared=folders[os.path.normpath(masks)] > 1)
+
+
+def tell_left_out(dataset: Any, split: str) -> None:
+    """Warn of images in folders of classes that MMPretrain leaves out without a word.
+
+    Args:
+        dataset: A data set, built, without wrappers.
+        split: What the data are for, for the message.
+    """
+    host = sys.modules.get('mmpretrain.datasets')
+    if host is None or not isinstance(dataset, host.CustomDataset) or dataset.ann_file:
+        return
+    others, dangling = [], []
+    # Remote folders are none here. Links to folders have been followed without end before, if any.
+    for top, _, names in os.walk(dataset.img_prefix, followlinks=True):
+        for name in names:
+            path = os.path.join(top, name)
+            if name[0] == '.':
+                continue
+            if os.path.islink(path) and not os.path.exists(path):
+                dangling.append(path)
+            elif name.lower().endswith(IMAGES) and not dataset.is_valid_file(name):
+                others.append(path)
+    if others:
+        _warn(
+            f'{len(others)} images of the {split} data are left out, such as {min(others)}: their '
+            f'names do not end in one of extensions={sorted(dataset.extensions)} of the data set'
+        )
+    if dangling:
+        _warn(
+            f'{len(dangling)} links in the {split} data are left out, such as {min(dangling)}: '
+            'they lead to no file'
+        )
 
 
 def _folders(dataset: Any) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
+from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
     DATASETS,
@@ -39,6 +40,7 @@ from torch import nn
 
 from ..safe_load import CheckpointError
 from .check_coco import check_coco
+from .check_lists import check_list
 from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
@@ -69,7 +71,11 @@ DATASET: dict[tuple[type, ...], str] = {
     (list, tuple): 'pipeline',
     (dict,): 'metainfo',
 }
+CHANNELS = 3
+"""Of the images that our backbones take."""
 SPLITS = 'train', 'val', 'test'
+LISTED = 'CustomDataset', 'ImageNet', 'ImageNet21k'
+"""Data sets of MMPretrain whose ann_file is a text list."""
 OTHER_SETTINGS = (
     *('compile', 'find_unused_parameters', 'detect_anomalous_params', 'model_wrapper_cfg'),
     *('runner_type', 'strategy', 'sync_bn', 'tta_model', 'tta_pipeline'),
@@ -122,7 +128,9 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
 
 
 def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
-    """Raise CommandError if a data set is not there, or its COCO annotation file is broken.
+    """Raise CommandError if a data set is not there, or its annotation file is broken.
+
+    Files are looked into if they are COCO's, or MMPretrain's lists of names and labels.
 
     Args:
         cfg: The whole config.
@@ -131,8 +139,11 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     needed = data_paths(cfg, splits)
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
-        for path, evaluated in _coco_files(cfg, splits).items():
-            if problem := check_coco(path, evaluated):
+        _check_kinds_of_paths(cfg, splits)
+        problems = {path: check_coco(path, own) for path, own in _coco_files(cfg, splits).items()}
+        problems |= {path: check_list(path) for path in _lists(cfg, splits)}
+        for path, problem in problems.items():
+            if problem:
                 raise CommandError(f'{path} cannot be used: {problem}')
         return
     root = os.path.dirname(missing[0])
@@ -150,15 +161,45 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     )
 
 
+def _check_kinds_of_paths(cfg: Config, splits: tuple[str, ...]) -> None:
+    """Of data sets of others, nothing is known but that a pipe would be waited for."""
+    for path in data_paths(cfg, splits):
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise CommandError(f'{path} is neither a file nor a folder; put the data there')
+    for split, dataset in _datasets_of(cfg, splits):
+        if type_name(dataset).rpartition('.')[2] not in (*LISTED, 'CocoDataset'):
+            continue
+        for path in _paths(dataset):
+            if path == _ann_file(dataset):
+                if os.path.isdir(path):
+                    raise CommandError(
+                        f'{path} is a folder; ann_file in {split}_dataloader must name a file'
+                    )
+            elif os.path.isfile(path):
+                raise CommandError(
+                    f'{path} is a file; data_root and data_prefix in {split}_dataloader must name '
+                    'a folder'
+                )
+
+
+def _lists(cfg: Config, splits: tuple[str, ...]) -> Iterator[str]:
+    """The lists of names and labels that MMPretrain reads."""
+    for _, dataset in _datasets_of(cfg, splits):
+        scope, _, name = type_name(dataset).rpartition('.')
+        of_host = (scope or cfg.get('default_scope')) == 'mmpretrain' and name in LISTED
+        labels = dataset.get('with_label', True) and dataset.get('split') != 'test'
+        if of_host and labels and os.path.isfile(_ann_file(dataset)):
+            yield _ann_file(dataset)
+
+
 def _coco_files(cfg: Config, splits: tuple[str, ...]) -> dict[str, bool]:
     """The annotation files of COCO data sets, and whether metrics are computed from them."""
     found: dict[str, bool] = {}
+    for _, dataset in _datasets_of(cfg, splits):
+        if type_name(dataset).rpartition('.')[2] == 'CocoDataset':
+            paths = [path for path in _paths(dataset) if path.endswith('.json')]
+            found.update(dict.fromkeys(paths, False) | found)
     for split in splits:
-        if loader := cfg.get(f'{split}_dataloader'):
-            for dataset in _datasets(loader.dataset):
-                if type_name(dataset).rpartition('.')[2] == 'CocoDataset':
-                    paths = [path for path in _paths(dataset) if path.endswith('.json')]
-                    found.update(dict.fromkeys(paths, False) | found)
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
             if type_name(evaluator).rpartition('.')[2] == 'CocoMetric' and isinstance(
@@ -335,6 +376,7 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         _check_environment(cfg)
         check_backbone(cfg)
         model = build_model(cfg)
+        _check_pixels(model, cfg)
         if has_our_backbone(cfg):
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
@@ -497,6 +539,26 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
         yield f'default_hooks.{name}', HOOKS, node
 
 
+def _check_pixels(model: nn.Module, cfg: Config) -> None:
+    """By a std of 0 every loss would be nan, and one mean too many fails when images come."""
+    for preprocessor in model.modules():
+        if not isinstance(preprocessor, BaseDataPreprocessor):
+            continue
+        for name in ('mean', 'std'):
+            values = getattr(preprocessor, name, None)
+            if not isinstance(values, torch.Tensor):
+                continue
+            shown = ', '.join(f'{value:g}' for value in values.flatten().tolist())
+            given = f'{cfg.filename}: data_preprocessor.{name}=[{shown}]'
+            if has_our_backbone(cfg) and values.numel() not in (1, CHANNELS):
+                raise CommandError(
+                    f'{given} must have one value, or one for each of the {CHANNELS} channels'
+                )
+            if not values.isfinite().all() or (name == 'std' and not (values > 0).all()):
+                above = ' above 0, by which pixels are divided' if name == 'std' else ''
+                raise CommandError(f'{given} must be finite numbers{above}')
+
+
 def _check_optimizer(model: nn.Module, cfg: Config) -> None:
     node = cfg.get('optim_wrapper')
     if node is None or 'runner_type' in cfg:  # others than MMEngine's Runner wrap the model first
@@ -656,6 +718,14 @@ def type_name(node: Any) -> str:
     )
 
 
+def _datasets_of(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
+    """The data sets of splits, without wrappers, each with its split."""
+    for split in splits:
+        if loader := cfg.get(f'{split}_dataloader'):
+            for dataset in _datasets(loader.dataset):
+                yield split, dataset
+
+
 def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = dataset.get('dataset') or dataset.get('datasets')
@@ -665,6 +735,14 @@ def _datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
             yield from _datasets(child)
     else:  # what it holds is something of its own
         yield dataset
+
+
+def _ann_file(dataset: ConfigDict) -> str:
+    """The annotation file, or nothing."""
+    path, root = dataset.get('ann_file'), dataset.get('data_root')
+    if not isinstance(path, str) or not path:
+        return ''
+    return os.path.join(root if isinstance(root, str) else '', path).rstrip('/')
 
 
 def _paths(dataset: ConfigDict) -> Iterator[str]:

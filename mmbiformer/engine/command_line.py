@@ -37,6 +37,10 @@ from .checks import (
 )
 from .fake_data import SIZES
 
+TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'
+"""Numbers in the environment by which processes find each other."""
+STARTERS = 'tools/dist_train.sh or tools/dist_test.sh'
+
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's error ends it with one message and exit status 2.
@@ -45,6 +49,11 @@ def run_command(main: Callable[[], None]) -> None:
         main: The command.
     """
     try:
+        if sys.flags.optimize > 1:  # the help is made of docstrings, here and in libraries
+            raise CommandError(
+                f'PYTHONOPTIMIZE={sys.flags.optimize} (or -OO) takes the docstrings out of Python, '
+                'which the commands need; unset it'
+            )
         main()
         # No process of several leaves while another may still speak to it.
         if torch.distributed.is_initialized():
@@ -157,8 +166,10 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``work_dir`` and ``launcher`` set.
 
     Raises:
-        CommandError: If there is no such config, or the work folder cannot be written.
+        CommandError: If there is no such config, the work folder cannot be written, or variables of
+            the environment have odd values.
     """
+    check_environment(args.launcher)
     cfg = read_config(args)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg.launcher = args.launcher
@@ -193,6 +204,39 @@ class _LeavesNoConfig:
 
     def dump_config(self) -> None:
         """Leave the one that training wrote."""
+
+
+def check_environment(launcher: str) -> None:
+    """Raise CommandError if a variable has a value at which a library would fail.
+
+    Args:
+        launcher: As given with ``--launcher``.
+    """
+    names = ('LOCAL_RANK',) if launcher == 'none' else TORCHRUN
+    advice = f'unset it, or start processes with {STARTERS}, which set it'
+    for name in names:
+        value = os.environ.get(name)
+        if value is not None and not (value.isascii() and value.isdigit()):
+            raise CommandError(f'{name}={value!r} in the environment must be an int; {advice}')
+    rank, processes = (os.environ.get(name) for name in ('RANK', 'WORLD_SIZE'))
+    if launcher == 'pytorch' and rank is not None:
+        if missing := [name for name in (*TORCHRUN, 'MASTER_ADDR') if name not in os.environ]:
+            raise CommandError(
+                f'--launcher pytorch: RANK={rank} is in the environment, but not '
+                f'{" and ".join(missing)}; start processes with {STARTERS}, which set them all'
+            )
+        if int(rank) >= int(processes):  # it would wait for others for ever
+            raise CommandError(
+                f'RANK={rank} in the environment must be below WORLD_SIZE={processes}; start '
+                f'processes with {STARTERS}, which set both'
+            )
+    try:
+        import matplotlib  # noqa: F401  (which reads MPLBACKEND)
+    except ValueError as error:
+        backend = os.environ.get('MPLBACKEND')
+        raise CommandError(
+            f'MPLBACKEND={backend!r} in the environment: {error}. Unset it, or set it to agg'
+        ) from error
 
 
 def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
@@ -262,7 +306,7 @@ def distribute_on_cpu(cfg: Config) -> None:
     if cfg.launcher != 'pytorch' or 'RANK' not in os.environ:
         raise CommandError(
             f'--launcher {cfg.launcher}: there is no GPU here; on CPU start several processes with '
-            'tools/dist_train.sh or tools/dist_test.sh'
+            f'{STARTERS}'
         )
     drop_sync_bn_without_gpu(cfg)
     cfg.model_wrapper_cfg = dict(

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mmengine.config import Config
 from ..safe_load import CheckpointError
 from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
+from .check_lists import LabelError, check_list
 from .check_pairs import MissingFileError
 from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
 
@@ -71,7 +73,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     resume = f' {RESUME}' if 'train' in splits else ''
     if isinstance(error, CheckpointError):
         return text
-    if isinstance(error, (ClassCountError, MissingFileError)):
+    if isinstance(error, (ClassCountError, LabelError, MissingFileError)):
         return f'{cfg.filename}: {text}'
     if isinstance(error, NotFiniteError):
         return text
@@ -124,11 +126,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
                 f'of its images and categories: {" and ".join(files)}'
             )
         else:
-            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-            owners = (frame.f_locals.get('self') for frame in frames)
-            datasets = [owner for owner in owners if hasattr(owner, 'load_data_list')]
             reason = (
-                f'no image was found. {_no_image(*datasets[-1:])}Mend the settings of the data '
+                f'no image was found. {_no_image(_dataset(error))}Mend the settings of the data '
                 f'set, or the files in {" and ".join(paths)}'
             )
         return f'{part or "a data set"} of {cfg.filename} is empty: {reason}'
@@ -155,6 +154,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     if isinstance(error, OSError) and not str(error.filename).endswith('.json'):
         return None  # an image, say: run_command names it
     if _within(files, 'base_dataset.py') or isinstance(error, json.JSONDecodeError):
+        if problem := _list_problem(_dataset(error)):
+            return problem
         files = [path for path in data_paths(cfg, splits) if path.endswith('.json')]
         return (
             f'the annotations cannot be read: {type(error).__name__}: {last_line}. Look into '
@@ -165,7 +166,26 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     return None
 
 
-def _no_image(dataset: Any = None) -> str:
+def _dataset(error: Exception) -> Any:
+    """The data set that was being built, if any."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owners = (frame.f_locals.get('self') for frame in frames)
+    return next(reversed([owner for owner in owners if hasattr(owner, 'load_data_list')]), None)
+
+
+def _list_problem(dataset: Any) -> str | None:
+    """What is wrong with a list that a data set of MMPretrain found by itself."""
+    host = sys.modules.get('mmpretrain.datasets')
+    if host is None or not isinstance(dataset, host.CustomDataset):
+        return None
+    own = type(dataset).load_data_list is not host.CustomDataset.load_data_list
+    if own or not dataset.with_label or not os.path.isfile(dataset.ann_file):
+        return None
+    problem = check_list(dataset.ann_file)
+    return problem and f'{dataset.ann_file} cannot be used: {problem}'
+
+
+def _no_image(dataset: Any) -> str:
     """Which files a data set looks for, and what is there instead."""
     suffixes = getattr(dataset, 'extensions', None) or getattr(dataset, 'img_suffix', None)
     prefix = getattr(dataset, 'data_prefix', None)

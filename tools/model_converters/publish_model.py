@@ -21,7 +21,7 @@ from mmbiformer.engine.command_line import run_command
 from mmbiformer.engine.files import write_whole
 from mmbiformer.safe_load import safe_load
 
-KEPT = ('cfg', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
+KEPT = ('cfg', 'class_folders', 'dataset_meta', 'epoch', 'iter', 'mmengine_version')
 
 
 def parse_args() -> argparse.Namespace:
