@@ -11,7 +11,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from ... import schema
+from ...schema import attend
+
+__all__ = ['attend', 'why_not']
 
 INSTALLED = find_spec('triton') is not None
 # Triton's interpreter runs kernels on CPU, for tests; it knows no bfloat16.
@@ -70,19 +72,3 @@ def span(x: Tensor) -> int:
 def too_old(device: int) -> bool:
     """Whether a GPU lacks the bfloat16 matrix units that the kernels are written for."""
     return torch.cuda.get_device_capability(device) < (8, 0)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: tuple[int, int],
-    key_region_size: tuple[int, int],
-    scale: float,
-) -> Tensor:
-    """See :func:`mmbiformer.ops.routed_attention`."""
-    return schema.fused_attention(
-        query, key, value, routes, num_heads, region_size, key_region_size, scale
-    )[0]
