@@ -94,7 +94,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--repeats', type=int, default=30)
     parser.add_argument(
-        '--compile', action='store_true', help='time networks with torch.compile too, for minutes'
+        '--compile',
+        action='store_true',
+        help='time networks with torch.compile for each block too, for minutes',
     )
     parser.add_argument('--out', type=Path, help='write the results as JSON')
     return parser.parse_args()
@@ -236,7 +238,6 @@ WAYS = {
     'mmbiformer (sdpa)': lambda stage, routes: ours(stage, routes, 'sdpa'),
     'published gather': gather,
     'dense SDPA': dense,
-    'FlexAttention': flex,
 }
 
 
@@ -275,6 +276,12 @@ def measure_stage(stage: Stage, batch: int, bandwidth: float, repeats: int) -> d
     return rows
 
 
+def measure_flex(stage: Stage, batch: int, repeats: int) -> dict[str, float]:
+    """FlexAttention for a stage's attention; it is compiled first, which can take minutes."""
+    maps, routes = stage.maps(batch, torch.bfloat16)
+    return time_attention(flex(stage, routes), maps, repeats)
+
+
 def make_network(name: str) -> nn.Module:
     """A network by name, without its classifier, channels last."""
     if name in ('mmbiformer', 'published gather'):
@@ -287,8 +294,24 @@ def make_network(name: str) -> nn.Module:
     return net.cuda().to(memory_format=torch.channels_last)
 
 
+BLOCKS = 'Block', 'SwinTransformerBlock', 'ConvNeXtBlock'
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """Have each block compiled; those of a stage are alike, so it takes a fraction of the time."""
+    torch._dynamo.config.cache_size_limit = 64  # kinds of blocks, in training and inference
+    for module in net.modules():
+        if type(module).__name__ in BLOCKS:
+            module.compile(dynamic=False)
+
+
 def captured(step: Callable[[], Any]) -> Callable[[], None]:
     """A step as a CUDA graph: all its kernels at once, without the processor."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # what is set up on the first call of a stream cannot be captured
+    torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -298,10 +321,12 @@ def captured(step: Callable[[], Any]) -> Callable[[], None]:
 def time_network(name: str, batch: int, repeats: int, compiled: bool = False) -> dict[str, float]:
     """Images per second.
 
-    In training and inference under autocast, with bfloat16 weights, and with these as a CUDA graph.
+    In training, without an optimizer, and inference under autocast, and with bfloat16 weights;
+    training under autocast and inference with bfloat16 weights also as CUDA graphs.
     """
-    plain = make_network(name).train()
-    net = torch.compile(plain) if compiled else plain
+    net = make_network(name).train()
+    if compiled:
+        compile_blocks(net)
     torch.cuda.reset_peak_memory_stats()
     x = torch.randn(batch, 3, 224, 224, device='cuda').to(memory_format=torch.channels_last)
 
@@ -311,24 +336,29 @@ def time_network(name: str, batch: int, repeats: int, compiled: bool = False) ->
         return out[0] if isinstance(out, tuple) else out
 
     def training_step() -> None:
-        plain.zero_grad(set_to_none=True)
+        net.zero_grad(set_to_none=True)
         forward().float().square().mean().backward()
 
     times = dict(training=milliseconds(training_step, repeats))
     peak = torch.cuda.max_memory_allocated()
-    plain.zero_grad(set_to_none=True)
-    plain.eval()
+    if not compiled:
+        times['training_graph'] = milliseconds(captured(training_step), repeats)
+    net.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    net.eval()
     with torch.inference_mode():
         times['inference'] = milliseconds(forward, repeats)
-        plain.bfloat16()
+    if not compiled:
+        net.bfloat16()
         x = x.bfloat16()
-        times['inference_bf16'] = milliseconds(lambda: net(x), repeats)
-        times['inference_graph'] = milliseconds(captured(lambda: net(x)), repeats)
+        with torch.inference_mode():
+            times['inference_bf16'] = milliseconds(lambda: net(x), repeats)
+            times['inference_graph'] = milliseconds(captured(lambda: net(x)), repeats)
     speeds = {f'{key}_images_per_s': 1e3 * batch / value for key, value in times.items()}
     return dict(speeds, training_peak_bytes=peak)
 
 
-NETWORKS = 'mmbiformer', 'published gather', 'swin_base_patch4_window7_224', 'convnext_base'
+NETWORKS = 'mmbiformer', 'convnext_base', 'swin_base_patch4_window7_224', 'published gather'
 
 
 def measure_networks(
@@ -410,6 +440,12 @@ def main() -> None:
     if args.compile:
         measure_networks(record, args, 'compiled', NETWORKS)
         show('network at 224x224', record['networks'])
+    for name, stage in STAGES.items():
+        progress(f'FlexAttention, {name}')
+        row = attempt(lambda stage=stage: measure_flex(stage, args.batch, args.repeats))
+        record['attention'][name]['FlexAttention'] = row
+        show(f'attention, {name}', record['attention'][name])
+        keep(record, args.out)
     if args.out:
         print(f'\nwrote {args.out}')
 

@@ -324,8 +324,8 @@ time that memory alone would take, each map read or written once at
 
 {table(head, *body)}
 
-Networks at 224x224, images per second: training and inference under autocast to bfloat16, inference
-with bfloat16 weights, and these as a CUDA graph, which no processor can hold up.
+Networks at 224x224, images per second: training, without an optimizer, and inference under autocast
+to bfloat16, and inference with bfloat16 weights; as CUDA graphs no processor can hold them up.
 
 {table(['', *GPU_SPEEDS.values(), 'memory of training'], *networks)}
 
@@ -342,9 +342,10 @@ runs.
 
 GPU_SPEEDS = dict(
     training='training',
+    training_graph='training as a graph',
     inference='inference',
     inference_bf16='bfloat16 weights',
-    inference_graph='as a graph',
+    inference_graph='these as a graph',
 )
 
 

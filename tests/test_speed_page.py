@@ -97,7 +97,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
         '| deterministic, training step | 1.00 s | 1.25 s | 0.80x |',
         '| compiled, forward (first call: 42 s) | 3.00 s | 2.00 s | 1.50x |',
         '| stage 1 | ours | 200 µs | 50 % | 250 µs | 80 % |',
-        '| net | 1000 | 1000 | 1000 | 1000 | 2.0 GiB |',
+        '| net | 1000 | 1000 | 1000 | 1000 | 1000 | 2.0 GiB |',
         '1 of 4 comparisons',
         '- something to know.',
     ):
