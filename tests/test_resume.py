@@ -1,7 +1,9 @@
 """From what a run resumes, and what a resumed file may not do."""
 
+import contextlib
 import copy
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +11,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
 from test_faults import last, run, write_config
 from torch import nn
 
 from mmbiformer.checkpoint import check_fit
+from mmbiformer.engine import checkpoint_hook
 from mmbiformer.engine.checkpoint_hook import (
     CheckpointHook,
     _check_optimizer_state,
@@ -26,6 +29,7 @@ from mmbiformer.engine.checkpoint_hook import (
 from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import build_runner, make_resumable
 from mmbiformer.engine.faults import faults_explained
+from mmbiformer.engine.files import WriteError
 from mmbiformer.safe_load import CheckpointError
 
 WHOLE = dict(meta=dict(epoch=1, iter=4), message_hub={}, optimizer={}, state_dict={})
@@ -189,6 +193,57 @@ def test_only_the_best_of_this_run_is_removed(tmp_path):
         hook.out_dir, hook.file_backend = str(tmp_path), LocalBackend()
         hook._forget_foreign_best(info)
         assert not info
+
+
+@pytest.mark.parametrize('names', [['a'], ['a', 'b']])
+def test_the_best_stays_until_the_next_is_whole(names, tmp_path):
+    """MMEngine removes it before it writes: killed there, a run had lost both."""
+    info, writes = {}, []
+    for name in names:
+        (tmp_path / f'best_{name}_epoch_1.pth').write_bytes(b'')
+        end = f'_{name}' if len(names) > 1 else ''
+        info[f'best_ckpt{end}'] = str(tmp_path / f'best_{name}_epoch_1.pth')
+        info[f'best_score{end}'] = 1.0
+
+    def files():
+        return sorted(path.name for path in tmp_path.glob('*.pth'))
+
+    def save(folder, filename, **kwargs):
+        writes.append(files())
+        if len(writes) == 1:
+            raise WriteError('the disk is full')
+        Path(folder, filename).write_bytes(b'')
+
+    hub = MessageHub.get_instance(f'best {names}')
+    for key, value in info.items():
+        hub.update_info(key, value)
+    runner = SimpleNamespace(
+        work_dir=str(tmp_path), _resume=False, logger=SimpleNamespace(info=print), epoch=2, iter=8,
+        message_hub=hub, train_loop=None, save_checkpoint=save,
+    )  # fmt: skip
+    for scores, best in ((2.0, 1), (2.0, 2), (0.5, 2)):
+        hook = CheckpointHook(save_best=names, rule='greater')
+        for key, value in info.items():  # those of the file that is resumed from
+            hub.update_info(key, value)
+        hook.before_train(runner)
+        if len(writes) == 1:
+            assert files() == [f'best_{name}_epoch_1.pth' for name in names]
+        with contextlib.suppress(WriteError):
+            hook._save_best_checkpoint(runner, dict.fromkeys(names, scores))
+        assert files() == [f'best_{name}_epoch_{best}.pth' for name in names]
+        if best == 2:
+            info = {key: hub.get_info(key) for key in info}
+
+
+def test_last_checkpoint_is_whole(tmp_path, monkeypatch):
+    """It is written like a checkpoint. An empty one would make an earlier run's files the last."""
+    written = []
+    monkeypatch.setattr(
+        checkpoint_hook, 'write_whole', lambda path, content, *_: written.append(Path(path).name)
+    )
+    train(write_config(tmp_path), tmp_path / 'work', resume='auto')
+    assert written == ['epoch_1.pth', 'last_checkpoint']
+    assert not (tmp_path / 'work' / 'last_checkpoint').exists()
 
 
 def test_a_resumed_file_removes_nothing_of_others(tmp_path):

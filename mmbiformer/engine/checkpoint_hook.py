@@ -54,7 +54,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     """MMEngine's ``CheckpointHook``, made so that a killed run resumes bit for bit.
 
     - A checkpoint is written under another name and renamed, and only then older ones are removed:
-      at any moment there is a whole one.
+      at any moment there is a whole one, and a whole best one.
     - It holds the state of the random number generators of each rank and the seed of the sampler.
       Validation draws from the generators but leaves them as they were.
     - Workers of the data loader are seeded anew, by the run's seed and the iteration, where a run
@@ -164,26 +164,56 @@ class CheckpointHook(MMEngineCheckpointHook):
                 'random numbers and the order of the data will differ.'
             )
 
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """Keep the best checkpoint so far until the next is whole: MMEngine removes it before."""
+        if not self.save_best:
+            return
+        paths = getattr(self, 'best_ckpt_path_dict', vars(self))  # there is one with several
+        names = [*paths] if paths is not vars(self) else ['best_ckpt_path']
+        old = {name: paths[name] for name in names}
+        paths.update(dict.fromkeys(names))  # what it does not know it does not remove
+        super()._save_best_checkpoint(runner, metrics)
+        paths.update({name: path for name, path in old.items() if paths[name] is None})
+        for path in {*old.values()} - {None, *(paths[name] for name in names)}:
+            self._remove(path)
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        """As MMEngine's, but what is replaced goes, and is forgotten, when the new is whole."""
         self._states = all_gather_object(self._before_val or random_state())
-        limit = self.max_keep_ckpts
-        if limit > 0:  # MMEngine removes the oldest before it writes: let it keep one more
-            self.max_keep_ckpts = limit + 1
-            self.keep_ckpt_ids = deque(self.keep_ckpt_ids, limit + 1)
-        try:
-            super()._save_checkpoint_with_step(runner, step, meta)
-        finally:
-            self.max_keep_ckpts = limit
-            self._states = None
+        limit, surplus = self.max_keep_ckpts, []
         if limit > 0:
-            *surplus, self.keep_ckpt_ids = _split(self.keep_ckpt_ids, limit)
-            for old in surplus if is_main_process() else []:
-                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-                if self.file_backend.isfile(path):
-                    self.file_backend.remove(path)
+            kept = [*self.keep_ckpt_ids]
+            if kept[-1:] != [step]:  # the best one is written where this one has been
+                kept.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+            surplus, self.keep_ckpt_ids = kept[:-limit], deque(kept[-limit:], limit)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self._states = None
+        if is_main_process():
+            # An empty one, as a power cut leaves, could make an earlier run's files the last.
+            write_whole(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt.encode())
+        for old in surplus:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(batches, _Batches):
             batches.begin(meta['iter'])
+
+    def _remove(self, path: str) -> None:
+        if is_main_process() and self.file_backend.isfile(path):
+            self.file_backend.remove(path)
 
 
 def find_whole_checkpoint(
@@ -471,11 +501,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state['torch'].cpu())
     if 'cuda' in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state['cuda'].cpu())
-
-
-def _split(kept: deque, limit: int) -> list:
-    """The surplus items of a list, then a deque of the last ``limit`` ones."""
-    return [*list(kept)[:-limit], deque(kept, limit)]
 
 
 def _sampler(loader: DataLoader) -> Any:
