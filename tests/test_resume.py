@@ -27,7 +27,7 @@ from mmbiformer.engine.checkpoint_hook import (
     set_random_state,
 )
 from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import build_runner, make_resumable
+from mmbiformer.engine.command_line import build_runner, claim_work_dir, make_resumable
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.files import WriteError
 from mmbiformer.safe_load import CheckpointError
@@ -233,6 +233,16 @@ def test_the_best_stays_until_the_next_is_whole(names, tmp_path):
         assert files() == [f'best_{name}_epoch_{best}.pth' for name in names]
         if best == 2:
             info = {key: hub.get_info(key) for key in info}
+
+
+def test_one_training_at_a_time_in_a_folder(tmp_path):
+    """A second one, as of a scheduler that takes the first for dead, writes nothing there."""
+    path, work = write_config(tmp_path), tmp_path / 'work'
+    claim_work_dir(Config(dict(work_dir=str(work), launcher='none')))
+    out = run(path, work, '--resume', status=2)
+    assert f'error: --work-dir {work}: another training is under way there (process ' in out
+    assert f'(process {os.getpid()} on ' in out and 'choose another --work-dir' in out
+    assert os.listdir(work) == ['.lock']
 
 
 def test_last_checkpoint_is_whole(tmp_path, monkeypatch):

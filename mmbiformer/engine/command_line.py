@@ -1,8 +1,11 @@
 """What the commands in tools/ share: options, config, checks before anything runs."""
 
 import argparse
+import errno
+import fcntl
 import gc
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -39,6 +42,8 @@ from .fake_data import SIZES
 
 TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'
 """Numbers in the environment by which processes find each other."""
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+"""Where launchers say which of the processes this is."""
 STARTERS = 'tools/dist_train.sh or tools/dist_test.sh'
 
 
@@ -239,6 +244,42 @@ def check_environment(launcher: str) -> None:
         ) from error
 
 
+def claim_work_dir(cfg: Config) -> None:
+    """Keep other trainings out of the work folder until this process ends, however it ends.
+
+    Two at once would write the same files: half checkpoints under whole names, in the end.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        CommandError: If another process trains there.
+    """
+    path = os.path.join(os.path.abspath(cfg.work_dir), '.lock')
+    if os.environ.get(RANKS.get(cfg.launcher, ''), '0') != '0' or path in _CLAIMED:
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    file = open(path, 'a+')  # noqa: SIM115  (closed, it would be free)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which no forked worker inherits
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.seek(0)
+            raise CommandError(
+                f'--work-dir {cfg.work_dir}: another training is under way there '
+                f'({file.read(300) or "of an unknown process"}); wait until it ends or end it, '
+                'or choose another --work-dir'
+            ) from error
+        # Else the disk has no locks, as some networks' disks: all is as it would be without.
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    _CLAIMED[path] = file
+
+
+_CLAIMED: dict[str, Any] = {}
+
+
 def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     """Build the runner, and with it the model, that a config asks for.
 
@@ -253,6 +294,8 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     if on_cpu:
         distribute_on_cpu(cfg)
     check_parts(cfg, splits)
+    if 'train' in splits:
+        claim_work_dir(cfg)
     try:
         kind = cfg.get('runner_type', Runner)
         if isinstance(kind, str):
