@@ -489,6 +489,41 @@ def test_other_settings_than_those_it_was_trained_with(name, epoch, tmp_path):
     assert not [*(tmp_path / 'work').glob('*.pth')]
 
 
+@pytest.mark.parametrize(
+    ('settings', 'told'),
+    [
+        ({}, None),
+        ({'optim_wrapper.optimizer.lr': 0.5}, 'initial_lr=0.001 instead of 0.5'),
+        (
+            {'optim_wrapper.optimizer.betas': (0.5, 0.9)},
+            'betas=(0.9, 0.999) instead of (0.5, 0.9). ',
+        ),
+        ({'param_scheduler.T_max': 80}, 'CosineAnnealingLR.T_max=40 instead of 80. '),
+    ],
+)
+def test_settings_of_the_config_that_do_nothing(settings, told, epoch, tmp_path):
+    """MMEngine restores those of the checkpoint: a warning says which."""
+    path, _, checkpoint = epoch
+    source = write(tmp_path / 'epoch_1.pth', checkpoint)
+    runner = train(path, tmp_path / 'work', source, **{'train_cfg.max_epochs': 1, **settings})
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert ('settings of the checkpoint hold' in log) == bool(told)
+    assert told is None or told in log
+
+
+def test_another_batch_size_changes_no_schedule(tmp_path):
+    """The schedule counts iterations: resumed with twice as many images each, it ends halfway."""
+    path = write_config(tmp_path)
+    text = path.read_text().replace('by_epoch=False, T_max=40', 'T_max=6, convert_to_iter_based=1')
+    path.write_text(text)
+    train(path, tmp_path / 'work', resume='auto')
+    source = tmp_path / 'work' / 'epoch_1.pth'
+    runner = train(path, tmp_path / 'other', source, **{'train_dataloader.batch_size': 4})
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert 'not those of the config: CosineAnnealingLR.' in log
+    assert 'CosineAnnealingLR.T_max=24 instead of 12' in log
+
+
 def test_average_of_another_kind(epoch, tmp_path):
     """What hooks of others stumble over while they resume."""
     path, _, checkpoint = epoch

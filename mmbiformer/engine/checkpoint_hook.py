@@ -33,6 +33,8 @@ from .files import write_whole
 
 # What torch's optimizers count or average for a parameter of any shape.
 COUNTERS = {'step', 'eta', 'mu', 'mu_product'}
+# What changes in schedulers as they go, or is in the optimizer too.
+PROGRESS = {'base_values', 'best', 'cooldown_counter', 'num_bad_epochs'}
 
 
 @register_backend('AtomicBackend')
@@ -70,6 +72,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._states: list[dict] | None = None  # to be saved, one a rank
         self._before_val: dict | None = None
         self._resumed: dict | None = None
+        self._configured: dict | None = None  # settings before the checkpoint's were restored
 
     def before_train(self, runner: Runner) -> None:
         """Take over the writing of local files and the order of the data; restore what resumed."""
@@ -87,6 +90,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             _warn_if_finished(runner)
         if self._resumed is not None:
             self._restore(runner, self._resumed)
+        if self._configured is not None:
+            _warn_of_settings(runner, self._configured)
         if isinstance(loop, IterBasedTrainLoop) and _can_skip(loop.dataloader):
             loop.dataloader_iterator = _Batches(loop.dataloader, runner)
 
@@ -118,6 +123,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 isinstance(module, FullyShardedDataParallel) for module in runner.model.modules()
             )
             check_fit(runner.model, checkpoint, runner._load_from, missing_too=whole)
+            self._configured = _settings(runner)
             _check_state(runner, checkpoint)
             self._resumed = checkpoint.get('random_state')
 
@@ -477,6 +483,54 @@ def _warn_if_finished(runner: Runner) -> None:
             f'The checkpoint is at {unit} {done} of {end}: nothing is left to train; raise '
             f'train_cfg.max_{unit}s to go on.'
         )
+
+
+def _settings(runner: Runner) -> dict[str, list]:
+    """What optimizers and schedulers are set to, by name; not what changes as they go."""
+    found: dict[str, list] = {}
+    if not isinstance(runner, Runner):  # a FlexibleRunner leaves these to its strategy
+        return found
+    wrappers, schedulers = runner.optim_wrapper, runner.param_schedulers or []
+    wrappers = [*wrappers.values()] if isinstance(wrappers, OptimWrapperDict) else [wrappers]
+    if isinstance(schedulers, dict):
+        schedulers = [scheduler for several in schedulers.values() for scheduler in several]
+    for group in (group for wrapper in wrappers for group in wrapper.optimizer.param_groups):
+        for key, value in group.items():
+            if key != 'params' and f'initial_{key}' not in group:
+                found.setdefault(key, []).append(value)
+    for scheduler in schedulers:
+        for key, value in scheduler.state_dict().items():
+            if not (key.startswith(('_', 'last_')) or key in PROGRESS):
+                found.setdefault(f'{type(scheduler).__name__}.{key}', []).append(value)
+    return found
+
+
+def _warn_of_settings(runner: Runner, configured: dict[str, list]) -> None:
+    """Say which settings of the config do nothing, as MMEngine has restored the checkpoint's."""
+    told = []
+    for name, values in _settings(runner).items():
+        pairs = zip(configured.get(name, []), values, strict=False)
+        for own, restored in pairs:
+            if own != restored:
+                told.append(f'{name}={_number(restored)} instead of {_number(own)}')
+                break
+    if told:
+        more = f' and {len(told) - 6} more' if len(told) > 6 else ''
+        runner.logger.warning(
+            'Of the optimizer and the schedulers the settings of the checkpoint hold, not those of '
+            f'the config: {", ".join(told[:6])}{more}. (They count iterations, so that another '
+            'batch size or number of processes, or more data, changes them too.) To train with '
+            'those of the config, start from its weights with --cfg-options '
+            f'load_from={runner._load_from} in another --work-dir.'
+        )
+
+
+def _number(value: Any) -> str:
+    """A setting for a message; it may come from a file, and be anything."""
+    if isinstance(value, (list, tuple)):
+        return f'({", ".join(map(_number, value[:4]))})'
+    plain = isinstance(value, (float, type(None))) or (type(value) is int and abs(value) < 2**63)
+    return str(value) if plain or isinstance(value, bool) else 'another'
 
 
 def random_state() -> dict[str, Any]:
