@@ -190,6 +190,13 @@ def adapt_backbone_state(
             f'{there} and its first convolution is {stems[0]}; the model has {here} and '
             f'{stems[-1]}. Choose the matching arch or file.'
         )
+    # Other names are those of norms, which are new where the task is another.
+    needed = {name: own[name] for name in own if name.startswith(('stages.', 'downsample_'))}
+    if problems := _misfits(needed, given):
+        raise CheckpointError(
+            f'the weights of the {_family(own)} are damaged, or not all there: {problems}. Choose '
+            'another file.'
+        )
     sources = {version: source for source, version in LEPE_VERSIONS.items()}
     there, here = sources.get(local_metadata.get('version')), sources.get(module._version)
     if there and here and there != here:
@@ -243,21 +250,37 @@ def check_fit(
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     given = {name.removeprefix('module.'): value for name, value in _unnest(checkpoint).items()}
+    own = model.state_dict()
+    if not missing_too:
+        own = {name: value for name, value in own.items() if name in given}
+    if problems := _misfits(own, given):
+        raise CheckpointError(
+            f'{path} does not fit the config: {problems}. Take the config that it was trained '
+            'with, or another checkpoint of this one'
+        )
+
+
+def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str | None:
+    """What keeps weights from being loaded as they are, for a message.
+
+    Torch would load numbers of any kind, such as quantized ones, whose scales are elsewhere.
+    """
     problems = []
-    for name, value in model.state_dict().items():
+    for name, value in own.items():
         if name.endswith('num_batches_tracked'):
             continue
-        shape = tuple(getattr(given.get(name), 'shape', ()))
+        found = given.get(name)
         if name not in given:
-            problems += [f'{name} is missing'] * missing_too
-        elif shape != tuple(value.shape):
+            problems.append(f'{name} is missing')
+        elif not isinstance(found, Tensor) or found.shape != value.shape:
+            shape = tuple(getattr(found, 'shape', ()))
             problems.append(f'{name} is {shape} instead of {tuple(value.shape)}')
-    if problems:
-        more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
-        raise CheckpointError(
-            f'{path} does not fit the config: {", ".join(problems[:3])}{more}. Take the config '
-            'that it was trained with, or a checkpoint of this one'
-        )
+        elif value.is_floating_point() and not found.is_floating_point():
+            problems.append(f'{name} is of {found.dtype} instead of {value.dtype}')
+        elif not (found.is_meta or found.to(value.dtype).isfinite().all()):
+            problems.append(f'{name} is not finite: it holds NaN or is too large')
+    more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
+    return ', '.join(problems[:3]) + more if problems else None
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:

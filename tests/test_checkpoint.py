@@ -19,8 +19,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 from torch import nn
+from toy_training import ARCH as TOY_ARCH
 
 from mmbiformer.checkpoint import (
+    check_fit,
     convert_official_state_dict,
     load_whole_model,
     register_safe_loader,
@@ -312,6 +314,48 @@ def test_other_model_is_refused(tmp_path):
     net = BiFormer('tiny', init_cfg=dict(type='Pretrained', checkpoint=str(path)))
     with pytest.raises(ValueError, match='not a BiFormer checkpoint: found 2 entries such as'):
         net.init_weights()
+
+
+KEY = 'stages.1.0.attn.qkv.weight'
+UNUSABLE = {  # of that key, made of what it should be; and what is said of it
+    'none': (lambda good: None, 'is missing'),
+    'shape': (lambda good: good[:3], r'is \(3, 32\) instead of \(96, 32\)'),
+    'number': (lambda good: torch.ones(()), r'is \(\) instead of'),
+    'quantized': (lambda good: (good * 100).to(torch.int8), 'is of torch.int8 instead of'),
+    'complex': (lambda good: good.to(torch.complex64), 'is of torch.complex64 instead of'),
+    'NaN': (lambda good: good * torch.nan, 'is not finite'),
+    'infinite': (lambda good: good / 0, 'is not finite'),
+    'too large': (lambda good: good.double() + 1e300, 'is not finite'),
+}
+
+
+@pytest.mark.parametrize('kind', UNUSABLE)
+def test_weights_that_cannot_be_used(kind, tmp_path):
+    """Torch loads them, or leaves them out, and the model gives nonsense."""
+    make, message = UNUSABLE[kind]
+    state = BiFormer(TOY_ARCH, region_grid=2).state_dict()
+    state[KEY] = make(state[KEY])
+    state = {f'backbone.{name}': value for name, value in state.items() if value is not None}
+    torch.save(dict(state_dict=state), tmp_path / 'bad.pth')
+    register_safe_loader()
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'bad.pth'))
+    net = BiFormer(TOY_ARCH, region_grid=2, init_cfg=pretrained)
+    with pytest.raises(CheckpointError, match=f'damaged, or not all there: {KEY} {message}'):
+        net.init_weights()
+    whole = nn.ModuleDict(dict(backbone=net))
+    with pytest.raises(CheckpointError, match=f'FILE does not fit .*: backbone.{KEY} {message}'):
+        check_fit(whole, dict(state_dict=state), 'FILE')
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision(dtype, tmp_path):
+    good = BiFormer(TOY_ARCH, region_grid=2)
+    torch.save(good.to(dtype).state_dict(), tmp_path / 'good.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'good.pth'))
+    net = BiFormer(TOY_ARCH, region_grid=2, init_cfg=pretrained)
+    net.init_weights()
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, good.state_dict()[name].to(value.dtype))
 
 
 def test_whole_model_is_required(released, tmp_path):
