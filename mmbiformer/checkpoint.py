@@ -9,9 +9,9 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier, is_distributed
@@ -352,14 +352,14 @@ def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     # The authors' URLs all end alike, so the name holds a digest of the whole.
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-    path = os.path.join(folder, f'{digest}-{os.path.basename(urlparse(url).path)}')
+    path = os.path.join(folder, f'{digest}-{os.path.basename(url.partition("?")[0])}')
     # Before the processes know of one another each downloads; the file appears whole or not at all.
     ours = int(os.environ.get('LOCAL_RANK', 0)) == 0 or not is_distributed()
     if ours and not os.path.exists(path):
         os.makedirs(folder, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, path)
-        except OSError as error:  # of the network too
+        except (OSError, HTTPException, ValueError) as error:  # of the network, of the address
             raise CheckpointError(
                 f'{url} cannot be downloaded: {error}. Check the address, or download the file '
                 'yourself and give its path'

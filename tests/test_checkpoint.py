@@ -409,6 +409,13 @@ def test_failed_download(server):
         assert str(told.value) == str(info.value)
 
 
+@pytest.mark.parametrize('address', ['http://a b/c.pth', 'http://[::1/c.pth', 'http://a/b\nc.pth'])
+def test_addresses_that_are_none(address):
+    with pytest.raises(CheckpointError, match=r'cannot be downloaded: .*Check the address'):
+        register_safe_loader()
+        CheckpointLoader.load_checkpoint(address)
+
+
 def test_download_of_a_page_is_not_kept(server):
     """Once the server has the file, it is loaded."""
     folder, address = server
