@@ -699,6 +699,11 @@ def _load_zip(file: BinaryIO, size: int, map_location: Any) -> Any:
         )
         root = roots[0]
         _require(
+            len(roots) == 1 and len(infos) == len(archive.infolist()),
+            'a zip archive that holds several checkpoints, or a name twice, so that each program '
+            'may read another one; write it again with torch.save',
+        )
+        _require(
             not any(name.startswith((root + 'constants.pkl', root + 'code/')) for name in infos),
             'a TorchScript archive (a program, not only weights). Save the state_dict of the '
             'original model with torch.save instead',

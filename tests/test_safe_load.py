@@ -454,6 +454,18 @@ def test_other_archives(tmp_path):
         safe_load(buffer.seek(0) or buffer)
 
 
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('name', ['archive/data/0', 'archive/data.pkl', 'another/data.pkl'])
+def test_zip_that_each_program_reads_otherwise(name):
+    """Of two members of one name zipfile takes the last, PyTorch the first."""
+    buffer = archive(in_dict(w=raw_tensor()), {'data/0': bytes(16)})
+    assert safe_load(buffer)['w'].tolist() == [0] * 4
+    with zipfile.ZipFile(buffer, 'a') as file:
+        file.writestr(name, b'\x01' * 16)
+    with pytest.raises(CheckpointError, match='several checkpoints, or a name twice'):
+        safe_load(buffer.seek(0) or buffer)
+
+
 def test_zip_bombs():
     data = in_dict(w=raw_tensor())
     with pytest.raises(CheckpointError, match='compressed'):
