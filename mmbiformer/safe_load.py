@@ -10,6 +10,7 @@ The exceptions are torch's dtypes and two harmless functions of MMEngine, from f
 """
 
 import ctypes
+import hashlib
 import io
 import json
 import math
@@ -36,7 +37,8 @@ MAX_NAME = 256  # characters of the dotted name of a class or a function
 # file can make a lot of; the rest is at most 22 times as large as in the file (text of two bytes).
 BASE, FACTOR = 2**26, 16
 VERSION_KEY = 'version.'  # before the name of a module, in the metadata of safetensors
-MAX_HEADER = 2**24  # bytes of a header of safetensors in which versions are sought
+DIGEST_KEY = 'data_sha256'  # in the metadata of safetensors, which has no checksums of its own
+MAX_HEADER = 2**24  # bytes of a header of safetensors in which metadata are sought
 _BIDIRECTIONAL = '\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069'
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
@@ -790,6 +792,12 @@ def _load_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     return result
 
 
+def safetensors_digest(content: bytes) -> str:
+    """What stands under :data:`DIGEST_KEY`: of all that follows the header."""
+    size = int.from_bytes(content[:8], 'little')
+    return hashlib.sha256(memoryview(content)[8 + size :]).hexdigest()
+
+
 def _load_safetensors(file: BinaryIO, map_location: Any) -> 'OrderedDict[str, torch.Tensor]':
     content = file.read()
     try:
@@ -805,9 +813,14 @@ def _load_safetensors(file: BinaryIO, map_location: Any) -> 'OrderedDict[str, to
     size = int.from_bytes(content[:8], 'little')
     # safetensors has read this header too, and found no more than texts in its metadata.
     header = json.loads(content[8 : 8 + size]) if size <= MAX_HEADER else {}
+    metadata = header.get('__metadata__') or {}
+    _require(
+        DIGEST_KEY not in metadata or metadata[DIGEST_KEY] == safetensors_digest(content),
+        'its weights are not those that were written: it is damaged; download or copy it again',
+    )
     tensors._metadata = OrderedDict(
         (key.removeprefix(VERSION_KEY), {'version': int(text)})
-        for key, text in (header.get('__metadata__') or {}).items()
+        for key, text in metadata.items()
         if key.startswith(VERSION_KEY) and re.fullmatch(r'[0-9]{1,9}', text)
     )
     return tensors

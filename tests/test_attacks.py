@@ -564,6 +564,13 @@ def test_convert_to_safetensors_and_back(tmp_path):
     assert there.keys() == back.keys() and 'backbone.norm.weight' in there
     assert all(torch.equal(there[name], back[name]) for name in there)
     assert not [*tmp_path.glob('*.partial')]
+    # Safetensors has no checksums, but what the command writes has one.
+    content = bytearray((tmp_path / 'a.safetensors').read_bytes())
+    for place in (-1, -len(content) // 2):
+        damaged = content.copy()
+        damaged[place] ^= 1
+        with pytest.raises(CheckpointError, match='not those that were written'):
+            safe_load(io.BytesIO(damaged))
 
 
 @pytest.mark.parametrize('name', ['open-mmlab://evil', 'openmmlab://evil'])

@@ -21,7 +21,7 @@ from mmbiformer.checkpoint import load_whole_model, register_safe_loader
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.engine.files import write_whole
-from mmbiformer.safe_load import VERSION_KEY
+from mmbiformer.safe_load import DIGEST_KEY, VERSION_KEY, safetensors_digest
 
 SLACK = 2**24  # bytes that a file may grow beyond twice its size
 
@@ -62,6 +62,7 @@ def as_safetensors(state_dict: dict[str, torch.Tensor], size: int, **metadata: s
         )
     tensors = {name: value.clone().contiguous() for name, value in state_dict.items()}
     try:
+        metadata[DIGEST_KEY] = safetensors_digest(safetensors.torch.save(tensors, metadata))
         return safetensors.torch.save(tensors, metadata)
     except Exception as error:  # a name of SRC that is no Unicode, for one
         raise CommandError(
