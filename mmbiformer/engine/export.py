@@ -10,6 +10,7 @@ import math
 import os
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import load_whole_model
+from ..checkpoint import check_fit, load_whole_model
 from ..models.hierarchical import HierarchicalBackbone
 from .checks import CommandError, build_model, check_backbone, check_file, check_writable
 from .command_line import add_config_options, image_size, read_config
@@ -94,32 +95,23 @@ def build_exportable(cfg: Config, backbone_only: bool, checkpoint: str | None) -
     check_backbone(cfg)
     model = MODELS.build({**backbone, 'init_cfg': None}) if backbone_only else build_model(cfg)
     if checkpoint is not None:
-        _load(model, checkpoint, '' if backbone_only else 'backbone.')
+        _load(nn.ModuleDict(dict(backbone=model)) if backbone_only else model, checkpoint)
     return Exportable(model)
 
 
-def _load(model: nn.Module, path: str, prefix: str) -> None:
-    """Load all weights of a model; MMEngine would only log what is missing."""
+def _load(model: nn.Module, path: str) -> None:
+    """Load all weights of a whole model; MMEngine would only log what is missing."""
     check_file(path, 'CHECKPOINT')
-    state = load_whole_model(path)
-    state = state.get('state_dict', state)
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
-    if not prefix:
-        state = {
-            name.removeprefix('backbone.'): value
-            for name, value in state.items()
-            if name.startswith('backbone.')
-        }
+    checkpoint = load_whole_model(path)
+    given = checkpoint.get('state_dict', checkpoint)
+    state = OrderedDict((name.removeprefix('module.'), given[name]) for name in given)
+    state._metadata = getattr(given, '_metadata', OrderedDict())  # tells STL from STL-nchw
     try:
-        missing = model.load_state_dict(state, strict=False).missing_keys
+        model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # of shapes
         lines = str(error).splitlines()
         raise CommandError(f'{path} does not fit the config: {lines[-1].strip()}') from error
-    if missing:
-        raise CommandError(
-            f'{path} does not fit the config: it lacks {", ".join(missing[:3])}'
-            + (f' and {len(missing) - 3} more' if len(missing) > 3 else '')
-        )
+    check_fit(model, state, path)
 
 
 def trace(net: Exportable, size: tuple[int, int]) -> ExportedProgram:
