@@ -1,6 +1,8 @@
 """The commands around training: count, time, look, publish; and what tools/test.py can write."""
 
+import argparse
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import json
@@ -202,11 +204,14 @@ def test_plot_logs(tool, tmp_path, capsys):
 def test_publish_model(tool, tmp_path, capsys):
     state = build_model(Config.fromfile(toy_config(tmp_path, 'configs/biformer_t_in1k.py')))
     state = state.state_dict()
+    state._metadata['backbone']['version'] = 3  # which tells STL-nchw from STL
     averaged = {f'module.{key}': value + 1 for key, value in state.items()} | {'steps': 3}
+    more = copy.copy(state)
+    more['head.tool'] = argparse.Namespace()  # of which only a name would be left
     checkpoint = dict(
         meta=dict(epoch=2, cfg='…', hook_msgs={}, experiment_name='mine', time='now'),
-        state_dict=state,
-        ema_state_dict=averaged,
+        state_dict=more,
+        ema_state_dict=averaged | {'module.head.tool': argparse.Namespace()},
         ema_at_side=True,
         optimizer=dict(state=state),
     )
@@ -221,6 +226,7 @@ def test_publish_model(tool, tmp_path, capsys):
         assert published.keys() == {'meta', 'state_dict'}
         assert published['meta'] == dict(epoch=2, cfg='…')
         assert published['state_dict'].keys() == state.keys()
+        assert published['state_dict']._metadata['backbone'] == dict(version=3)
         for key in state:
             assert torch.equal(published['state_dict'][key], state[key] + offset)
     assert len(list((tmp_path / 'out').iterdir())) == 2

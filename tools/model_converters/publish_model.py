@@ -11,6 +11,7 @@ Example:
 import argparse
 import hashlib
 import io
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -57,6 +58,8 @@ def main() -> None:
     state_dict = checkpoint['state_dict']
     if args.ema:
         state_dict = averaged(checkpoint, args.src)
+    for name in [name for name in state_dict if not isinstance(state_dict[name], torch.Tensor)]:
+        del state_dict[name]  # what stands for an object that was not read, for one
     meta = checkpoint.get('meta', {})
     if not isinstance(meta, dict):
         raise CommandError(
@@ -84,11 +87,12 @@ def averaged(checkpoint: dict, path: Path) -> dict[str, torch.Tensor]:
             'themselves; leave out --ema'
         )
     averages = checkpoint['ema_state_dict']
-    found = {
-        key.removeprefix('module.'): value
+    found = OrderedDict(
+        (key.removeprefix('module.'), value)
         for key, value in (averages.items() if isinstance(averages, dict) else ())
         if isinstance(key, str) and key.startswith('module.')
-    }
+    )
+    found._metadata = getattr(checkpoint['state_dict'], '_metadata', OrderedDict())
     if shapes(found) != shapes(checkpoint['state_dict']):
         raise CommandError(
             f'--ema: the averaged weights in {path} are not those of its model; leave out --ema, '
