@@ -19,7 +19,7 @@ from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
 from mmbiformer.engine.check_annotations_hook import CheckedAnnotations
 from mmbiformer.engine.check_coco import _decoded, check_coco
-from mmbiformer.engine.check_pairs import check_pairs
+from mmbiformer.engine.check_pairs import MissingFileError, check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
 from mmbiformer.engine.faults import faults_explained
 
@@ -534,6 +534,35 @@ def test_masks_that_are_not_there(whole, tmp_path, name):
     found = message_of(config, tmp_path / 'work', options)
     for part in [*parts, f'such as {tmp_path}/data/', 'img_suffix', 'mend these settings']:
         assert part in found, found
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_images_that_are_not_there(whole, tmp_path, split):
+    """Which MMDetection would notice when their turn comes, after hours perhaps."""
+    config = write_config(whole, tmp_path, 'coco')
+    image = min((tmp_path / 'data' / split).iterdir())
+    image.unlink()
+    found = message_of(config, tmp_path / 'work', {})
+    assert f'1 of {2 if split == "train" else 1} images of the {split} data are not' in found
+    for part in (f'such as {image}. Mend', 'data_prefix', f'annotations/instances_{split}.json'):
+        assert part in found, found
+    assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_images_that_a_list_of_labels_names(tmp_path):
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/1.jpg').write_bytes(b'')
+    (tmp_path / 'list.txt').write_text(''.join(f'a/{i}.jpg 0\n' for i in range(1, 6)))
+    options = dict(data_root=str(tmp_path), pipeline=[dict(type='LoadImageFromFile')])
+    listed = CustomDataset(**options, ann_file='list.txt')
+    message = f'4 of 5 images of the test data .*such as {tmp_path}/a/2.jpg, .*/a/4.jpg. Mend data'
+    with pytest.raises(MissingFileError, match=message):
+        check_pairs([listed], 'test', [])
+    for i in range(2, 6):
+        (tmp_path / f'a/{i}.jpg').symlink_to('1.jpg')
+    check_pairs([listed, CustomDataset(**options)], 'test', [])
 
 
 def test_images_that_a_list_names(whole, tmp_path):

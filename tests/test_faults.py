@@ -429,8 +429,10 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
     """There is nothing to resume."""
-    image = 'test_dataloader.dataset.data_prefix.img'
-    found = message_of(half_without_boxes, tmp_path, {image: 'none'}, test=True)
+    for image in (half_without_boxes.parent / 'shapes/val').iterdir():
+        (tmp_path / image.name).write_bytes(b'no image')
+    options = {'test_dataloader.dataset.data_prefix.img': f'{tmp_path}/'}
+    found = message_of(half_without_boxes, tmp_path / 'work', options, test=True)
     assert 'an image or its annotation cannot be read' in found
     assert found.endswith('take it out of the annotation file.')
 

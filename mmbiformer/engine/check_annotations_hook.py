@@ -27,7 +27,7 @@ class CheckAnnotationsHook(Hook):
     as well is what they load as it is: masks that are no map of labels or of another size than
     their image, labels above the classes or 255, boxes that are not finite or were drawn in an
     image of another size. A warning names an image of which MMDetection drops every box, and a mask
-    in which all is ignored. Before it starts, images and masks of MMSegmentation's data sets are
+    in which all is ignored. Before it starts, the images and masks that data sets name are
     sought, see :func:`check_pairs`, and images that MMPretrain leaves out. The commands in
     ``tools/`` set this hook by themselves.
 
