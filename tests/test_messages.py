@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from toy_training import config_text
 
 from mmbiformer.engine.checks import CommandError
@@ -365,6 +366,32 @@ def test_files_that_fail(tmp_path, capsys):
         run_command(fail)
     run_command(lambda: None)
     assert capsys.readouterr().err == ''
+
+
+def test_interrupt(capsys):
+    """Ctrl-C is no bug, of which a traceback would tell."""
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as info:
+        run_command(fail)
+    assert info.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_message_ends_the_report_of_torchrun(tmp_path, monkeypatch):
+    """Which is longer than a screen."""
+
+    def fail():
+        raise CommandError('there is no $config')
+
+    path = tmp_path / 'error.json'
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(path))
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    report = str(ChildFailedError('train.py', {0: ProcessFailure(0, 1, 2, str(path))}))
+    assert report.splitlines()[-2].endswith(' : error: there is no $config')
 
 
 def test_messages_move_no_cursor(capsys):

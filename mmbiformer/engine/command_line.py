@@ -2,8 +2,10 @@
 
 import argparse
 import gc
+import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +45,7 @@ STARTERS = 'tools/dist_train.sh or tools/dist_test.sh'
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; a user's error ends it with one message and exit status 2.
+    """Run a command; a user's error ends it with one message and exit status 2, Ctrl-C with 130.
 
     Args:
         main: The command.
@@ -63,6 +65,9 @@ def run_command(main: Callable[[], None]) -> None:
             gc.collect()
             torch.distributed.destroy_process_group()
         return
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
     except (CommandError, CheckpointError) as error:
         message = str(error)
     except OSError as error:
@@ -89,7 +94,12 @@ def run_command(main: Callable[[], None]) -> None:
             message = f'another process of this job ended: {text}. See its own message'
         else:
             raise
-    print(f'error: {escaped(message)}', file=sys.stderr)
+    message = f'error: {escaped(message)}'
+    print(message, file=sys.stderr)
+    # torchrun shows what is there at the end of its own report, in which the message would be lost.
+    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        report = json.dumps(dict(message=message, timestamp=int(time.time())))
+        Path(path).write_text(report, encoding='utf-8')
     sys.exit(2)
 
 
