@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -449,6 +450,19 @@ def test_test_writes_what_is_asked(host, options, tmp_path):
     assert 'DumpWholeResults' in done.stdout  # leaves no half a file, see below
     with (tmp_path / 'out.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 2
+
+
+def test_full_disk_of_pictures(tool, tmp_path):
+    """No half ones, which OpenCV would leave without a word."""
+    test = runpy.run_path(str(ROOT / 'tools/test.py'))
+    backend = test['WholePictures'](str(tmp_path / 'look'))
+    with small_disk(100), pytest.raises(CheckpointError, match=r'a_1\.png cannot be written'):
+        backend.add_image('a', np.zeros((99, 99, 3), np.uint8), 1)
+    assert not [path for path in (tmp_path / 'look').rglob('*') if path.is_file()]
+    (tmp_path / 'scalars.json').write_text('{"step": 1, "loss": 2}')
+    with small_disk(1000), pytest.raises(CheckpointError, match=r'x\.png cannot be written'):
+        tool('plot_logs.py', tmp_path / 'scalars.json', '--out', tmp_path / 'x.png')
+    assert not [*tmp_path.glob('*.png*')]
 
 
 def test_full_disk_of_predictions(tmp_path):

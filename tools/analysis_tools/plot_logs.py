@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmbiformer.engine.checks import CommandError, check_writable
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_figure
 
 HEADLINES = ('mAP', 'mIoU', 'top1')
 """How the metrics end that are drawn unless others are asked for."""
@@ -117,8 +118,7 @@ def main() -> None:
         axis.legend(frameon=False, fontsize='small')
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=120)
+    write_figure(args.out, figure, dpi=120)
     print(f'drew {len(keys)} curve(s) of {len(runs)} run(s): {args.out}')
 
 
