@@ -1,6 +1,7 @@
 """Broken annotations end a run with the name of their file, in the host's own pipelines."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -407,6 +408,29 @@ def test_classes_of_which_images_are_left_out(tmp_path, log):
         CheckAnnotationsHook().before_test(runner)
     (text,) = said
     assert f'1 links in the test data are left out, such as {tmp_path}/data/a/6.jpg: ' in text
+
+
+def test_folders_that_may_not_be_read(tmp_path, monkeypatch):
+    """Not as root, who runs tests, but as anybody else."""
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'data/a').mkdir(parents=True)
+    (tmp_path / 'data/a/1.jpg').write_bytes(b'')
+    data = dict(data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(data, type='CustomDataset'))))
+
+    def refuse(path, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('os.scandir', refuse)
+        with pytest.raises(CommandError) as info, faults_explained(cfg):
+            CustomDataset(**data)
+    assert str(info.value).startswith(f'{tmp_path}/data/: Permission denied; it must be there, of')
+    with monkeypatch.context() as patch:
+        patch.setattr('os.stat', refuse)
+        with pytest.raises(PermissionError):  # nothing is missing
+            check_data(cfg, ('train',))
 
 
 LINES = {  # lists of MMPretrain

@@ -3,6 +3,7 @@
 Commands end with status 2, one message on stderr, no traceback and nothing written.
 """
 
+import errno
 import runpy
 import struct
 import sys
@@ -364,6 +365,14 @@ def test_files_that_fail(tmp_path, capsys):
 
     with pytest.raises(OSError, match='of no file'):
         run_command(fail)
+
+    def refuse():  # where the Runner makes its folders, say
+        error = PermissionError(errno.EACCES, 'Permission denied', '/x')
+        exec(compile('raise error', 'runner/runner.py', 'exec'), dict(error=error))
+
+    with pytest.raises(SystemExit):
+        run_command(refuse)
+    assert 'error: /x: Permission denied; it must be' in capsys.readouterr().err
     run_command(lambda: None)
     assert capsys.readouterr().err == ''
 

@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import difflib
+import errno
 import importlib.util
 import inspect
+import io
 import multiprocessing
 import os
 import re
@@ -73,6 +75,10 @@ DATASET: dict[tuple[type, ...], str] = {
 }
 CHANNELS = 3
 """Of the images that our backbones take."""
+DISK = {
+    *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS),
+}
+"""Errors of disks and permissions, which are no bugs wherever they come from."""
 SPLITS = 'train', 'val', 'test'
 LISTED = 'CustomDataset', 'ImageNet', 'ImageNet21k'
 """Data sets of MMPretrain whose ann_file is a text list."""
@@ -117,8 +123,9 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
     elif not os.access(existing, os.W_OK | os.X_OK):
         reason = 'may not be written'
     else:
-        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
-            tempfile.TemporaryFile(dir=existing).close()
+        try:  # root may write everywhere, and yet not into /proc, say
+            with tempfile.TemporaryFile(dir=existing) as file:
+                file.write(b'x')  # an empty file may find room on a full disk
         except OSError as error:
             reason = f'takes no new file ({error.strerror})'
     if reason:
@@ -146,6 +153,9 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
             if problem:
                 raise CommandError(f'{path} cannot be used: {problem}')
         return
+    for path in missing:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(path)  # or it may not be seen
     root = os.path.dirname(missing[0])
     if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
         root = os.path.commonpath(missing)
@@ -694,6 +704,39 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     text = re.search(r'(?:out of|t allocate) memory', str(error), re.IGNORECASE)
     return isinstance(error, MemoryError) or bool(text)
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What to tell the user of a disk, or of permissions; None if an error is of something else.
+
+    Args:
+        error: Any error. If it does not name the file, that is one that was open where it came
+            from.
+    """
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = (value for frame in reversed(frames) for value in frame.f_locals.values())
+    streams = (getattr(value, 'stream', value) for value in values)  # a handler of logs has one
+    names = (
+        stream.name
+        for stream in streams
+        if isinstance(stream, io.IOBase) and hasattr(stream, 'name')
+    )
+    return file_problem(error, error.filename2 or error.filename or next(names, 'a file'))
+
+
+def file_problem(error: OSError, path: Any) -> str:
+    """What to tell the user of a file that cannot be opened, read or written.
+
+    Args:
+        error: What the system said.
+        path: The file.
+    """
+    return (
+        f'{path}: {error.strerror or error}; it must be there, of the right kind, and yours to '
+        'read or write, on a disk with room'
+    )
 
 
 def is_of_other_process(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -30,14 +32,17 @@ from .checks import (
     check_parts,
     check_settings,
     check_writable,
+    disk_problem,
     error_text,
     escaped,
+    file_problem,
     has_our_backbone,
     is_of_other_process,
     is_out_of_memory,
     type_name,
 )
 from .fake_data import SIZES
+from .files import WriteError, write_whole
 
 TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'
 """Numbers in the environment by which processes find each other."""
@@ -50,6 +55,7 @@ def run_command(main: Callable[[], None]) -> None:
     Args:
         main: The command.
     """
+    logging.raiseExceptions = False  # a log that is not written would hide what the command says
     try:
         if sys.flags.optimize > 1:  # the help is made of docstrings, here and in libraries
             raise CommandError(
@@ -73,12 +79,10 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
         # Without a name it is nothing of a user's; in a training it needs its traceback.
-        if error.filename is None or any(file.endswith('runner/runner.py') for file in files):
+        ours = error.filename is None or any(file.endswith('runner/runner.py') for file in files)
+        message = disk_problem(error) or (None if ours else file_problem(error, error.filename))
+        if message is None:
             raise
-        message = (
-            f'{error.filename}: {error.strerror or error}; it must be there, of the right kind, '
-            'and yours to read or write, on a disk with room'
-        )
     except (AssertionError, RecursionError, ValueError) as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         # All that MMEngine says of --cfg-options is how many values it could not unpack.
@@ -157,7 +161,8 @@ def read_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is Python: anything can be wrong with it
         last_line = (str(error).strip().splitlines() or [''])[-1]
         raise CommandError(
-            f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
+            disk_problem(error)  # MMEngine copies it to read it
+            or f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
         ) from error
     check_settings(cfg)
     init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg')
@@ -207,6 +212,16 @@ def check_record(cfg: Config) -> None:
             f'--work-dir {cfg.work_dir}: training writes the whole config there, over {record}, '
             f'which is your own; choose another folder, such as work_dirs/{record.stem}'
         )
+
+
+class _WritesWholeConfig:
+    """A runner whose config, from which a run may go on, is no half one on a full disk."""
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write it into the work folder."""
+        name = Path(self.cfg.filename or f'{self.timestamp}.py').name
+        write_whole(Path(self.work_dir, name), self.cfg.dump().encode())
 
 
 class _LeavesNoConfig:
@@ -270,9 +285,11 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
                 if found.get(kind) is None:
                     raise KeyError(f'runner_type={kind} is not in the {found.name} registry')
                 kind = found.get(kind)
-        if 'train' not in splits:
-            kind = type(kind.__name__, (_LeavesNoConfig, kind), {})
+        own = _WritesWholeConfig if 'train' in splits else _LeavesNoConfig
+        kind = type(kind.__name__, (own, kind), {})
         runner = kind.from_cfg(cfg)
+    except WriteError:
+        raise
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())

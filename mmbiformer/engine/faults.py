@@ -23,7 +23,14 @@ from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
 from .check_lists import LabelError, check_list
 from .check_pairs import MissingFileError
-from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
+from .checks import (
+    CommandError,
+    data_paths,
+    disk_problem,
+    is_of_other_process,
+    is_out_of_memory,
+    not_built,
+)
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -71,6 +78,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     files = {code.co_filename for code in codes}
     part = _part({code.co_name for code in codes})
     resume = f' {RESUME}' if 'train' in splits else ''
+    if problem := disk_problem(error):
+        return f'{problem}.{resume}'
     if isinstance(error, CheckpointError):
         return text
     if isinstance(error, (ClassCountError, LabelError, MissingFileError)):
