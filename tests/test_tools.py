@@ -22,6 +22,7 @@ from mmbiformer.datasets.shapes_formats import write_image
 from mmbiformer.engine.checks import CommandError, build_model
 from mmbiformer.engine.complexity import count_macs
 from mmbiformer.engine.fake_data import fake_batch
+from mmbiformer.engine.files import write_whole
 from mmbiformer.layers import BiLevelRoutingAttention
 from mmbiformer.safe_load import CheckpointError, safe_load
 
@@ -272,6 +273,17 @@ def test_full_disk(tool, tmp_path):
         with small_disk(100_000), pytest.raises(CheckpointError, match=message):
             tool(name, *args)
         assert not [*(tmp_path / 'out').iterdir()]
+
+
+def test_files_of_others_stay(tmp_path):
+    """A browser's half a download, say."""
+    (tmp_path / 'x.pth.partial').write_text("the user's own")
+    write_whole(tmp_path / 'x.pth', b'1')
+    with small_disk(0), pytest.raises(CheckpointError, match='cannot be written'):
+        write_whole(tmp_path / 'x.pth', b'2')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['x.pth', 'x.pth.partial']
+    assert (tmp_path / 'x.pth').read_bytes() == b'1'
+    assert (tmp_path / 'x.pth.partial').read_text() == "the user's own"
 
 
 @pytest.mark.parametrize('layout', ['coco', 'ade20k', 'imagenet'])

@@ -25,7 +25,8 @@ def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
         WriteError: If it cannot be written. Nothing is left of it then.
     """
     path = Path(path)
-    partial_path = path.with_name(f'{path.name}.partial')
+    # No user's name, and the same each time: what a killed process left is replaced.
+    partial_path = path.with_name(f'.{path.name}.mmbiformer.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial_path, 'wb') as file:
