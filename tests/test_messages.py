@@ -298,9 +298,14 @@ COMMANDS = {
     ),
     'pictures over data of a root': (
         'browse_dataset',
-        ['toy.py', '-o', 'd.pkl/x', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl',
+        ['toy.py', '-o', 'full/x', '--cfg-options', 'train_dataloader.dataset.data_root=full',
          'train_dataloader.dataset.ann_file=../toy.py'],
-        '--output-dir d.pkl/x', 'which are in d.pkl',
+        '--output-dir full/x', 'which are in full;', 'or one that is not there yet',
+    ),
+    'pictures among folders of classes': (
+        'browse_dataset',
+        ['toy.py', '-o', 'd.pkl/new', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl'],
+        '--output-dir d.pkl/new', 'which are in d.pkl', 'outside of that',
     ),
     'hooks by option': (
         'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
@@ -326,6 +331,7 @@ def folder(tmp_path, monkeypatch):
     torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     Path('d.pkl').mkdir()
+    Path('full/x/y').mkdir(parents=True)
     Path('link.pth').symlink_to('nowhere')
     torch.save({'backbone.stages.0.0.norm1.weight': torch.ones(32)}, 'whole.pth')
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))

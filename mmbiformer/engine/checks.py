@@ -245,21 +245,29 @@ def check_apart(cfg: Config, folder: str, option: str) -> None:
         option: The option that says where to paint.
     """
     target = Path(os.path.realpath(folder))
-    for path in [*data_paths(cfg, SPLITS), *_roots_of_images(cfg)]:
-        if os.path.isdir(path) and target.is_relative_to(os.path.realpath(path)):
+    for path, whole in _image_folders(cfg):
+        inside = os.path.isdir(path) and target.is_relative_to(os.path.realpath(path))
+        if inside and (whole or (target.is_dir() and any(target.iterdir()))):
             raise CommandError(
                 f'{option} {folder}: pictures there could replace those of the data set of '
                 f'{cfg.filename}, which are in {path}; choose a folder outside of that'
+                + ('' if whole else ', or one that is not there yet')
             )
 
 
-def _roots_of_images(cfg: Config) -> Iterator[str]:
-    """Where images are that only an annotation file names."""
-    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in SPLITS)):
-        for dataset in _datasets(loader.dataset):
-            root = dataset.get('data_root')
-            if isinstance(root, str) and dataset.get('ann_file') and not dataset.get('data_prefix'):
-                yield root
+def _image_folders(cfg: Config) -> Iterator[tuple[str, bool]]:
+    """Folders of images and masks, each with whether all in it belongs to the data.
+
+    In a root where only an annotation file tells where images are, other folders may be.
+    """
+    for _, dataset in _datasets_of(cfg, SPLITS):
+        root, prefix = dataset.get('data_root'), dataset.get('data_prefix') or {}
+        root = root if isinstance(root, str) else ''
+        parts = [*prefix.values()] if isinstance(prefix, dict) else [prefix]
+        for part in parts or [dataset.get('split') or '']:
+            path = os.path.join(root, part if isinstance(part, str) else '')
+            at_root = os.path.realpath(path) == os.path.realpath(root)
+            yield path.rstrip('/'), not (at_root and dataset.get('ann_file'))
 
 
 def check_settings(cfg: Config) -> None:
