@@ -110,6 +110,9 @@ TEXTS = {
     'lists.py': config_text()
     + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
     "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'step.json': '{"step": "1", "loss": 2}',
+    'long.json': f'{{"step": 1, "loss": {"9" * 400}}}',
+    'deep.json': '[' * 100_000,
     'no_scope.py': config_text().replace("default_scope = 'mmengine'", ''),
 }
 COMMANDS = {
@@ -172,6 +175,12 @@ COMMANDS = {
         'train', ['lists.py'], 'missing: /none/a.json', 'missing: none/b.json', 'evaluators',
     ),
     'plot': ('plot_logs', ['module.pth'], 'module.pth is no text', 'scalars.json'),
+    **{
+        f'plot {name}': ('plot_logs', [name], f'{name}, line 1: not a record of MMEngine')
+        for name in ('step.json', 'long.json', 'deep.json')
+    },
+    'plot nothing': ('plot_logs', ['empty.pth'], 'empty.pth is empty: nothing was logged yet'),
+    'plot to folder': ('plot_logs', ['toy.py', '--out', 'd.pkl'], '--out d.pkl is a folder; give'),
     'plot as': ('plot_logs', ['toy.py', '--out', 'x.xyz'], '--out x.xyz', '.png'),
     'plot to': ('plot_logs', ['toy.py', '--out', 'toy.py/x.png'], 'is a file', 'another --out'),
     'shapes to': ('make_shapes', ['--out', 'toy.py/s'], 'toy.py is a file', 'another --out'),
@@ -179,6 +188,21 @@ COMMANDS = {
     'preview as': ('make_shapes', ['--out', 's', '--preview', 'x'], '--preview x', '.png'),
     'preview to': (
         'make_shapes', ['--out', 's', '--preview', 'toy.py/x.png'], 'is a file', '--preview',
+    ),
+    'preview of no name': ('make_shapes', ['--out', 's', '--preview', '.png'], 'must end as that'),
+    'preview to folder': ('make_shapes', ['--out', 's', '--preview', 'd.pkl'], 'd.pkl is a folder'),
+    **{
+        f'shapes {option}': ('make_shapes', ['--out', 's', *option.split()], *parts)
+        for option, *parts in [
+            ('--class-colour -1', 'class_colour must be in [0, 1]'),
+            ('--contrast 256', 'contrast must be in [0, 255]'),
+            ('--texture inf', 'texture must be finite'),
+            ('--large-bias nan', 'large_bias must be positive'),
+        ]
+    },
+    'flops of the world': ('get_flops', ['toy.py', '--shape', f'{10**20}'], '000: give', '1048576'),
+    'time of the world': (
+        'benchmark', ['toy.py', '--batch-size', f'{10**20}'], '--batch-size', 'from 1 to 1000000',
     ),
     'flops of type': (
         'get_flops', ['toy.py', '--shape', '32', '--cfg-options', 'model.type=Toy'],
@@ -301,6 +325,9 @@ COMMANDS = {
         ['toy.py', '-o', 'full/x', '--cfg-options', 'train_dataloader.dataset.data_root=full',
          'train_dataloader.dataset.ann_file=../toy.py'],
         '--output-dir full/x', 'which are in full;', 'or one that is not there yet',
+    ),
+    'pictures to a file': (
+        'browse_dataset', ['toy.py', '-o', 'toy.py/x'], 'toy.py is a file', '--output-dir',
     ),
     'pictures among folders of classes': (
         'browse_dataset',

@@ -116,6 +116,12 @@ def test_get_flops(base, shape, parts, tool, tmp_path, capsys):
     assert macs['total'] == sum(macs.values()) - macs['total']
 
 
+def test_one_value_a_channel(tool, tmp_path):
+    config = toy_config(tmp_path, 'configs/biformer_t_in1k.py')
+    with pytest.raises(CommandError, match=r'1 image\(s\) of 1x1 .*larger --batch-size or --shape'):
+        tool('benchmark.py', config, '--shape', '1', '--repeats', '1', '--warm-up', '0')
+
+
 def test_wrong_shape(tool):
     with pytest.raises(CommandError, match='--shape 1 2 3'):
         tool('get_flops.py', ROOT / 'configs/biformer_s_in1k.py', '--shape', '1', '2', '3')

@@ -48,6 +48,9 @@ TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'
 """Numbers in the environment by which processes find each other."""
 STARTERS = 'tools/dist_train.sh or tools/dist_test.sh'
 
+MAX_SIDE = 2**20
+"""Of an image in pixels, as for OpenCV."""
+
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command; a user's error ends it with one message and exit status 2, Ctrl-C with 130.
@@ -316,8 +319,10 @@ def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
         if scope not in SIZES:
             raise CommandError(f'{cfg.filename}: default_scope={scope!r} must be one of {[*SIZES]}')
         return SIZES[scope]
-    if len(shape) > 2 or min(shape) < 1:
-        raise CommandError(f'--shape {" ".join(map(str, shape))}: give height and width in pixels')
+    if len(shape) > 2 or min(shape) < 1 or max(shape) > MAX_SIDE:
+        raise CommandError(
+            f'--shape {" ".join(map(str, shape))}: give height and width in pixels, 1 to {MAX_SIDE}'
+        )
     return shape[0], shape[-1]
 
 
