@@ -506,6 +506,22 @@ def test_links_that_lead_back(whole, tmp_path):
     assert found.endswith('remove it')
 
 
+def test_links_that_lead_back_to_each_other(tmp_path):
+    """Two at every level: MMEngine would follow them through 2**40 folders."""
+    for name in ('a', 'b', 'shared'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / '1.jpg').write_bytes(b'')
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name / 'more').symlink_to('../shared')
+    check_data(cfg, ('train',))
+    for one, other in ('ab', 'ba'):
+        (tmp_path / 'data' / one / 'other').symlink_to(f'../{other}')
+    with pytest.raises(CommandError, match=r'data/(a|b)/\S*other is a link that leads back to'):
+        check_data(cfg, ('train',))
+
+
 def files(data, kind, split='train'):
     return sorted(data.rglob(f'{kind}/*{split}*/*.*'))
 

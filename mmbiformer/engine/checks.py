@@ -147,6 +147,7 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
         _check_kinds_of_paths(cfg, splits)
+        _check_links(cfg, splits)
         problems = {path: check_coco(path, own) for path, own in _coco_files(cfg, splits).items()}
         problems |= {path: check_list(path) for path in _lists(cfg, splits)}
         for path, problem in problems.items():
@@ -190,6 +191,46 @@ def _check_kinds_of_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     f'{path} is a file; data_root and data_prefix in {split}_dataloader must name '
                     'a folder'
                 )
+
+
+def _check_links(cfg: Config, splits: tuple[str, ...]) -> None:
+    """What the hosts list, they follow links in: several that lead back are followed for years."""
+    left: dict[str, bool] = {}  # of folders that were entered
+    for _, dataset in _datasets_of(cfg, splits):
+        listed = cfg.get('default_scope') in ('mmpretrain', 'mmseg')
+        if listed and not os.path.isfile(_ann_file(dataset)):
+            for folder in filter(os.path.isdir, _paths(dataset)):
+                _enter(folder, left)
+
+
+def _enter(folder: str, left: dict[str, bool]) -> None:
+    real = os.path.realpath(folder)
+    if left.get(real) is False:
+        raise CommandError(leads_back(folder))
+    if real not in left:
+        left[real] = False
+        with os.scandir(folder) as entries:
+            inner = [
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                or (entry.is_symlink() and os.path.isdir(entry.path))
+            ]
+        for path in inner:
+            _enter(path, left)
+        left[real] = True
+
+
+def leads_back(link: str) -> str:
+    """What to tell the user of a link to a folder around it.
+
+    Args:
+        link: Its path.
+    """
+    return (
+        f'{link} is a link that leads back to where it is, so that the files of its folder have no '
+        'end: remove it'
+    )
 
 
 def _lists(cfg: Config, splits: tuple[str, ...]) -> Iterator[str]:

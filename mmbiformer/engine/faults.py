@@ -29,6 +29,7 @@ from .checks import (
     disk_problem,
     is_of_other_process,
     is_out_of_memory,
+    leads_back,
     not_built,
 )
 
@@ -141,10 +142,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             )
         return f'{part or "a data set"} of {cfg.filename} is empty: {reason}'
     if isinstance(error, OSError) and error.errno == errno.ELOOP and error.filename:
-        return (
-            f'{_loop(error.filename)} is a link that leads back to where it is, so that the files '
-            'of its folder have no end: remove it'
-        )
+        return leads_back(_loop(error.filename))
     if any(re.search(r'/pycocotools/\w+\.pyx?$', file) for file in files):
         evaluated = tuple(split for split in splits if split != 'train') or splits
         paths = [path for path in data_paths(cfg, evaluated) if path.endswith('.json')]
