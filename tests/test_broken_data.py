@@ -11,14 +11,16 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from PIL import Image
 from pycocotools.mask import encode
 from test_faults import message_of
 from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
-from mmbiformer.engine.check_annotations_hook import CheckedAnnotations
+from mmbiformer.engine.check_annotations_hook import ORIENTATION, CheckedAnnotations
 from mmbiformer.engine.check_coco import _decoded, check_coco
 from mmbiformer.engine.check_pairs import MissingFileError, check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
@@ -231,6 +233,25 @@ def test_image_of_another_size(whole, tmp_path):
     found = message_of(config, tmp_path / 'work', {})
     assert 'its annotation says 192x160 pixels, height and width, but it has 160x192' in found
     assert str(tmp_path / 'data/train') in found
+
+
+@pytest.mark.parametrize(
+    ('orientation', 'side', 'said'), [(1, 6, 0), (3, 6, 1), (6, 6, 0), (6, 4, 1), (None, 4, 0)]
+)
+def test_images_that_are_turned_in_their_size(orientation, side, said, tmp_path, recwarn):
+    """Upside down, say, which boxes do not show."""
+    exif = Image.Exif()
+    if orientation:
+        exif[ORIENTATION] = orientation
+    Image.new('RGB', (side, 4)).save(tmp_path / 'a.jpg', exif=exif)
+    results = LoadImageFromFile()(dict(img_path=str(tmp_path / 'a.jpg')))
+    height, width = results['ori_shape']  # as it is loaded
+    CheckedAnnotations(lambda x: x, 8, {255}, False)(dict(results, height=height, width=width))
+    found = [str(warning.message) for warning in recwarn]
+    assert len(found) == said
+    assert all(
+        f'a.jpg: its EXIF data turn or mirror it (orientation {orientation})' in x for x in found
+    )
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
