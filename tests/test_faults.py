@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import random
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,14 +22,16 @@ import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from test_tools import small_disk
 from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine.checkpoint_hook import check_resumable
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import build_runner
+from mmbiformer.engine.checks import CommandError, check_writable
+from mmbiformer.engine.command_line import _WritesWholeConfig, build_runner
 from mmbiformer.engine.faults import faults_explained
+from mmbiformer.engine.files import WriteError
 from mmbiformer.safe_load import CheckpointError, safe_load
 
 ROOT = Path(__file__).parent.parent
@@ -255,6 +259,57 @@ def test_full_disk(trained, tmp_path):
     assert last(work)['meta']['epoch'] == 3
 
 
+def test_full_disk_of_logs(tmp_path):
+    """MMEngine's own files, too; of its log, nothing is said twice."""
+    config = write_config(tmp_path)
+    for limit, file in (
+        (config.stat().st_size - 1, '/.*/toy.py'),  # of which MMEngine makes a copy
+        (config.stat().st_size, f'{tmp_path}/work/.*/vis_data/config.py'),  # with all defaults
+    ):
+        out = run(config, tmp_path / 'work', status=2, limit=limit)
+        assert re.search(f'error: {file}: File too large; ', out), out
+        assert 'Traceback' not in out and 'Logging error' not in out
+
+
+def test_full_disk_of_the_config(tmp_path):
+    """From which a run may go on: no half one is left, and none is replaced by half a one."""
+    cfg = Config.fromfile(write_config(tmp_path))
+    runner = SimpleNamespace(cfg=cfg, work_dir=tmp_path / 'work', timestamp='now')
+    with small_disk(100), pytest.raises(WriteError, match=r'work/toy\.py cannot be written'):
+        _WritesWholeConfig.dump_config(runner)
+    assert not [*runner.work_dir.iterdir()]
+    _WritesWholeConfig.dump_config(runner)
+    assert (runner.work_dir / 'toy.py').read_text() == cfg.dump()
+
+
+def written(path):
+    with open(path, 'w') as file:
+        file.write('x' * 10_000)
+
+
+def logged(path):
+    handler = logging.FileHandler(path)
+    handler.stream.write('x' * 10_000)
+    handler.stream.flush()
+
+
+@pytest.mark.parametrize('write', [written, logged])
+def test_errors_of_a_full_disk_that_name_no_file(write, tmp_path):
+    path = tmp_path / 'file'
+    with (
+        small_disk(100),
+        pytest.raises(CommandError, match=f'^{path}: File too large; .* room. If .* --resume'),
+        faults_explained(Config()),
+    ):
+        write(path)
+
+
+def test_full_disk_takes_no_run(tmp_path):
+    """One that takes files, but nothing in them."""
+    with small_disk(0), pytest.raises(CommandError, match=r'takes no new file \(File too large'):
+        check_writable(str(tmp_path / 'work'))
+
+
 def test_folder_that_cannot_be_written(trained, tmp_path):
     config, _ = trained
     (tmp_path / 'file').write_text('no folder')
@@ -429,8 +484,10 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
     """There is nothing to resume."""
-    image = 'test_dataloader.dataset.data_prefix.img'
-    found = message_of(half_without_boxes, tmp_path, {image: 'none'}, test=True)
+    for image in (half_without_boxes.parent / 'shapes/val').iterdir():
+        (tmp_path / image.name).write_bytes(b'no image')
+    options = {'test_dataloader.dataset.data_prefix.img': f'{tmp_path}/'}
+    found = message_of(half_without_boxes, tmp_path / 'work', options, test=True)
     assert 'an image or its annotation cannot be read' in found
     assert found.endswith('take it out of the annotation file.')
 

@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import difflib
+import errno
 import importlib.util
 import inspect
+import io
 import multiprocessing
 import os
 import re
@@ -73,6 +75,10 @@ DATASET: dict[tuple[type, ...], str] = {
 }
 CHANNELS = 3
 """Of the images that our backbones take."""
+DISK = {
+    *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS),
+}
+"""Errors of disks and permissions, which are no bugs wherever they come from."""
 SPLITS = 'train', 'val', 'test'
 LISTED = 'CustomDataset', 'ImageNet', 'ImageNet21k'
 """Data sets of MMPretrain whose ann_file is a text list."""
@@ -117,8 +123,9 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
     elif not os.access(existing, os.W_OK | os.X_OK):
         reason = 'may not be written'
     else:
-        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
-            tempfile.TemporaryFile(dir=existing).close()
+        try:  # root may write everywhere, and yet not into /proc, say
+            with tempfile.TemporaryFile(dir=existing) as file:
+                file.write(b'x')  # an empty file may find room on a full disk
         except OSError as error:
             reason = f'takes no new file ({error.strerror})'
     if reason:
@@ -140,12 +147,16 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
         _check_kinds_of_paths(cfg, splits)
+        _check_links(cfg, splits)
         problems = {path: check_coco(path, own) for path, own in _coco_files(cfg, splits).items()}
         problems |= {path: check_list(path) for path in _lists(cfg, splits)}
         for path, problem in problems.items():
             if problem:
                 raise CommandError(f'{path} cannot be used: {problem}')
         return
+    for path in missing:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(path)  # or it may not be seen
     root = os.path.dirname(missing[0])
     if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
         root = os.path.commonpath(missing)
@@ -180,6 +191,46 @@ def _check_kinds_of_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     f'{path} is a file; data_root and data_prefix in {split}_dataloader must name '
                     'a folder'
                 )
+
+
+def _check_links(cfg: Config, splits: tuple[str, ...]) -> None:
+    """What the hosts list, they follow links in: several that lead back are followed for years."""
+    left: dict[str, bool] = {}  # of folders that were entered
+    for _, dataset in _datasets_of(cfg, splits):
+        listed = cfg.get('default_scope') in ('mmpretrain', 'mmseg')
+        if listed and not os.path.isfile(_ann_file(dataset)):
+            for folder in filter(os.path.isdir, _paths(dataset)):
+                _enter(folder, left)
+
+
+def _enter(folder: str, left: dict[str, bool]) -> None:
+    real = os.path.realpath(folder)
+    if left.get(real) is False:
+        raise CommandError(leads_back(folder))
+    if real not in left:
+        left[real] = False
+        with os.scandir(folder) as entries:
+            inner = [
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                or (entry.is_symlink() and os.path.isdir(entry.path))
+            ]
+        for path in inner:
+            _enter(path, left)
+        left[real] = True
+
+
+def leads_back(link: str) -> str:
+    """What to tell the user of a link to a folder around it.
+
+    Args:
+        link: Its path.
+    """
+    return (
+        f'{link} is a link that leads back to where it is, so that the files of its folder have no '
+        'end: remove it'
+    )
 
 
 def _lists(cfg: Config, splits: tuple[str, ...]) -> Iterator[str]:
@@ -235,21 +286,29 @@ def check_apart(cfg: Config, folder: str, option: str) -> None:
         option: The option that says where to paint.
     """
     target = Path(os.path.realpath(folder))
-    for path in [*data_paths(cfg, SPLITS), *_roots_of_images(cfg)]:
-        if os.path.isdir(path) and target.is_relative_to(os.path.realpath(path)):
+    for path, whole in _image_folders(cfg):
+        inside = os.path.isdir(path) and target.is_relative_to(os.path.realpath(path))
+        if inside and (whole or (target.is_dir() and any(target.iterdir()))):
             raise CommandError(
                 f'{option} {folder}: pictures there could replace those of the data set of '
                 f'{cfg.filename}, which are in {path}; choose a folder outside of that'
+                + ('' if whole else ', or one that is not there yet')
             )
 
 
-def _roots_of_images(cfg: Config) -> Iterator[str]:
-    """Where images are that only an annotation file names."""
-    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in SPLITS)):
-        for dataset in _datasets(loader.dataset):
-            root = dataset.get('data_root')
-            if isinstance(root, str) and dataset.get('ann_file') and not dataset.get('data_prefix'):
-                yield root
+def _image_folders(cfg: Config) -> Iterator[tuple[str, bool]]:
+    """Folders of images and masks, each with whether all in it belongs to the data.
+
+    In a root where only an annotation file tells where images are, other folders may be.
+    """
+    for _, dataset in _datasets_of(cfg, SPLITS):
+        root, prefix = dataset.get('data_root'), dataset.get('data_prefix') or {}
+        root = root if isinstance(root, str) else ''
+        parts = [*prefix.values()] if isinstance(prefix, dict) else [prefix]
+        for part in parts or [dataset.get('split') or '']:
+            path = os.path.join(root, part if isinstance(part, str) else '')
+            at_root = os.path.realpath(path) == os.path.realpath(root)
+            yield path.rstrip('/'), not (at_root and dataset.get('ann_file'))
 
 
 def check_settings(cfg: Config) -> None:
@@ -694,6 +753,39 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     text = re.search(r'(?:out of|t allocate) memory', str(error), re.IGNORECASE)
     return isinstance(error, MemoryError) or bool(text)
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What to tell the user of a disk, or of permissions; None if an error is of something else.
+
+    Args:
+        error: Any error. If it does not name the file, that is one that was open where it came
+            from.
+    """
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = (value for frame in reversed(frames) for value in frame.f_locals.values())
+    streams = (getattr(value, 'stream', value) for value in values)  # a handler of logs has one
+    names = (
+        stream.name
+        for stream in streams
+        if isinstance(stream, io.IOBase) and hasattr(stream, 'name')
+    )
+    return file_problem(error, error.filename2 or error.filename or next(names, 'a file'))
+
+
+def file_problem(error: OSError, path: Any) -> str:
+    """What to tell the user of a file that cannot be opened, read or written.
+
+    Args:
+        error: What the system said.
+        path: The file.
+    """
+    return (
+        f'{path}: {error.strerror or error}; it must be there, of the right kind, and yours to '
+        'read or write, on a disk with room'
+    )
 
 
 def is_of_other_process(error: Exception) -> bool:
