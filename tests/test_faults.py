@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from in_process import train
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from test_training import CONFIG as SHAPES_CONFIG
@@ -199,7 +200,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
     config = write_config(folder, by_epoch=True, workers=0)
     options = ('--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
-    run(config, folder / 'work', *options)
+    train(config, folder / 'work', *options)
     return config, folder / 'work'
 
 
@@ -221,7 +222,9 @@ def test_falls_back_to_the_last_whole_checkpoint(trained, tmp_path, kind):
     shutil.copytree(source, work)
     (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
     damage(work / 'epoch_3.pth', kind)
-    out = run(config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
+    out = train(
+        config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
     assert f'cannot read {work}/epoch_3.pth' in out
     assert f'resuming from {work}/epoch_2.pth' in out
     assert 'resumed epoch: 2, iter: 8' in out
@@ -236,7 +239,7 @@ def test_no_whole_checkpoint(trained, tmp_path):
     for path in work.glob('*.pth'):
         damage(path, 'empty')
     before = sorted(work.rglob('*'))
-    out = run(config, work, '--resume', status=2)
+    out = train(config, work, '--resume', status=2)
     assert 'no checkpoint in' in out and 'epoch_3.pth: the file is empty' in out
     assert 'Move them away to start from the beginning' in out and 'Traceback' not in out
     assert sorted(work.rglob('*')) == before
@@ -258,7 +261,7 @@ def test_full_disk(trained, tmp_path):
 def test_folder_that_cannot_be_written(trained, tmp_path):
     config, _ = trained
     (tmp_path / 'file').write_text('no folder')
-    out = run(config, tmp_path / 'file' / 'work', status=2)
+    out = train(config, tmp_path / 'file' / 'work', status=2)
     assert f'{tmp_path}/file/work cannot be written' in out and '--work-dir' in out
     assert 'Traceback' not in out
 
@@ -272,7 +275,7 @@ FAULTS = [
 @pytest.mark.parametrize(('fault', 'workers', 'messages'), FAULTS)
 def test_one_message(tmp_path, fault, workers, messages):
     config = write_config(tmp_path, workers=workers)
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT=fault)
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT=fault)
     for message in messages:
         assert message in out, out[-2000:]
     assert 'Traceback' not in out
@@ -298,7 +301,7 @@ def test_file_that_is_no_whole_image(tmp_path, kind, workers):
     config, image = write_config(tmp_path, workers=workers), tmp_path / 'broken.jpg'
     image.write_bytes(FILES[kind])
     environment = dict(TOY_FAULT='file:6', TOY_IMAGE=str(image))
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, **environment)
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, **environment)
     if kind == 'empty':
         assert 'error: an image file is empty; `find' in out and '-empty` names it' in out
     else:
@@ -341,7 +344,7 @@ FILTER = 'train_dataloader.dataset.filter_cfg.filter_empty_gt'
 
 @pytest.mark.parametrize('left_out', [True, False])
 def test_images_without_boxes(half_without_boxes, tmp_path, left_out):
-    out = run(
+    out = train(
         half_without_boxes,
         tmp_path / 'work',
         '--no-validate',
@@ -478,7 +481,7 @@ def test_nan_is_reported_by_layer(tmp_path):
     config = write_config(tmp_path)
     with config.open('a') as file:
         file.write("custom_hooks = [dict(type='mmbiformer.CheckFiniteHook')]\n")
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
     assert 'error: iteration 2: the input of data_preprocessor is not finite' in out
     assert 'Traceback' not in out
 
@@ -499,7 +502,7 @@ def test_numbers_of_a_file_to_resume(name):
 def test_wrong_kind_of_file_to_resume(trained, tmp_path):
     config, work = trained
     torch.save(last(work)['state_dict'], tmp_path / 'weights.pth')
-    out = run(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
+    out = train(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
     assert 'holds no training run to resume: it lacks message_hub, meta' in out
     assert '--pretrained' in out and not (tmp_path / 'new').exists()
 
