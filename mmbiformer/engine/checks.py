@@ -41,6 +41,7 @@ from torch import nn
 from ..safe_load import CheckpointError
 from .check_coco import check_coco
 from .check_lists import check_list
+from .check_widths import widths_problem
 from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
@@ -361,8 +362,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
     """Raise CommandError if a part of a config cannot be built, before MMEngine writes logs.
 
     The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
-    schedules are made and thrown away. Of the others, which may read data or belong to a run, only
-    names and arguments are looked at.
+    schedules are made and thrown away; a small image goes through a model around a backbone of
+    ours. Of the others, which may read data or belong to a run, only names and arguments are looked
+    at.
 
     Args:
         cfg: The whole config.
@@ -380,6 +382,8 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         if has_our_backbone(cfg):
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
+        if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
+            raise CommandError(f'{cfg.filename}: {problem}')
         del model
         for part, registry, node in _parts(cfg, splits):
             if isinstance(node, dict) and node.get('type') is not None:
