@@ -275,7 +275,7 @@ FAULTS = [
 @pytest.mark.parametrize(('fault', 'workers', 'messages'), FAULTS)
 def test_one_message(tmp_path, fault, workers, messages):
     config = write_config(tmp_path, workers=workers)
-    out = train(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT=fault)
+    out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT=fault)
     for message in messages:
         assert message in out, out[-2000:]
     assert 'Traceback' not in out
