@@ -389,11 +389,12 @@ def message_of(config, work, options, test=False):
 
 
 DATASET = 'train_dataloader.dataset'
-# Settings that MMEngine reads only when a run starts, and what must be said of them.
+# Settings that MMEngine reads only when a run starts, and what must be said of them before (of the
+# name of a metric, when there is one).
 SETTINGS = {
     'sampler': (
         {'train_dataloader.sampler.type': 'Samplr'},
-        'train_dataloader of', 'Samplr is not in the mmengine::data sampler registry',
+        'train_dataloader of', 'Samplr is not in the data sampler registry',
     ),
     'batch size': ({'train_dataloader.batch_size': 0}, 'train_dataloader of', 'batch_size=0'),
     'workers': ({'val_dataloader.num_workers': -1}, 'val_dataloader of', 'num_workers'),
@@ -428,6 +429,8 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
     for part in [*parts, str(config), *(['cannot be built', 'Mend'] if name != 'best' else [])]:
         assert part in found
     assert 'annotations' not in found
+    # What a class of the user's own passes on, nobody knows before it is made.
+    assert (tmp_path / 'work').exists() == (name in ('best', 'argument'))
 
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):

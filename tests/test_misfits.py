@@ -10,7 +10,7 @@ from in_process import train
 from mmengine.config import Config
 
 from mmbiformer.datasets import ShapesSpec, make_shapes
-from mmbiformer.engine.checks import check_parts
+from mmbiformer.engine.checks import CommandError, check_parts
 from mmbiformer.engine.command_line import drop_amp_without_gpu
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +74,69 @@ WIDTHS = {
     ),
 }  # fmt: skip
 
+PARTS = {
+    'metric': (
+        'maskrcnn_toy.py', ['val_evaluator.metric=foo'], 'val_evaluator of', 'got foo',
+    ),
+    'masks': (
+        'retinanet_toy.py', ["val_evaluator.metric=['bbox','segm']"],
+        'val_evaluator of', "metric='segm' needs masks",
+    ),
+    'metrics': (
+        'upernet_toy.py', ['val_evaluator.iou_metrics=[mIou]'],
+        'val_evaluator of', "metrics ['mIou'] is not supported",
+    ),
+    'topk': (
+        'toy.py', ['val_evaluator.topk=(1,100)'],
+        'val_evaluator of', 'Top-100 accuracy is unavailable', 'categories is 7',
+    ),
+    'metric of another': (
+        'toy.py', ['val_evaluator.type=mmseg.IoUMetric'],
+        'val_evaluator of', 'IoUMetric is a metric of mmseg', 'results of mmpretrain',
+    ),
+    'no evaluator': (
+        'toy.py', ['val_evaluator=None'],
+        'toy.py has val_dataloader and val_cfg, but no val_evaluator; set all of',
+    ),
+    'no loop': ('toy.py', ['test_cfg=None'], 'but no test_cfg; set all of'),
+    'collate_fn': (
+        'toy.py', ['train_dataloader.collate_fn.type=colate'],
+        'train_dataloader of', 'colate is not in the function registry',
+    ),
+    'argument of collate_fn': (
+        'toy.py', ['val_dataloader.collate_fn.size=3'], "default_collate takes no argument 'size'",
+    ),
+    'sampler': (
+        'toy.py', ['train_dataloader.sampler.type=Samplr'], 'Samplr is not in the data sampler',
+    ),
+    'argument of sampler': (
+        'toy.py', ['train_dataloader.sampler.shufle=True'],
+        'train_dataloader of', "DefaultSampler takes no argument 'shufle'",
+    ),
+    'batch_sampler': (
+        'retinanet_toy.py', ['train_dataloader.batch_sampler.type=Batches'],
+        'train_dataloader of', 'Batches is not in the data sampler registry',
+    ),
+    'batch_size': ('toy.py', ['val_dataloader.batch_size=0'], 'val_dataloader of', 'batch_size=0'),
+    'persistent_workers': (
+        'toy.py', ['val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=True'],
+        'val_dataloader of', 'persistent_workers option needs num_workers > 0',
+    ),
+    'argument of loader': (
+        'toy.py', ['train_dataloader.bach_size=3'], 'train_dataloader of', "argument 'bach_size'",
+    ),
+    'loop': ('toy.py', ['train_cfg.max_epoch=3'], 'train_cfg of', "argument 'max_epoch'"),
+    'loop of validation': ('toy.py', ['val_cfg.type=Val'], 'val_cfg of', 'Val is not in the loop'),
+    'two loops': (
+        'toy.py', ['train_cfg.type=EpochBasedTrainLoop'], 'one of by_epoch=True, by_epoch=False',
+    ),
+    'no end': ('toy.py', ['train_cfg.by_epoch=False'], 'by_epoch=False needs max_iters'),
+    'hook': ('toy.py', ['default_hooks.timer.type=Tmer'], 'default_hooks.timer of', 'Tmer is not'),
+    'optimizer': ('toy.py', ['optim_wrapper.optimizer.type=Adm'], 'optim_wrapper of', 'Adm is not'),
+    'arch': ('toy.py', ['model.backbone.arch.topks=(1,17,16,-1)'], 'topk=17', 'a finer region_gr'),
+    'grid': ('toy.py', ['model.backbone.region_grid=abc'], "region_grid='abc' must be a positive"),
+}  # fmt: skip
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
@@ -104,9 +167,9 @@ def message(data, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize('name', WIDTHS)
-def test_widths(name, message):
-    config, options, *parts = WIDTHS[name]
+@pytest.mark.parametrize('name', [*WIDTHS, *PARTS])
+def test_one_message(name, message):
+    config, options, *parts = {**WIDTHS, **PARTS}[name]
     found = message(config, options)
     for part in parts:
         assert part in found, found
@@ -131,3 +194,14 @@ def test_what_the_image_may_be_too_small_for(data, monkeypatch):
     cfg = Config.fromfile('upernet_toy.py')
     cfg.model.auxiliary_head.loss_decode.class_weight = [1.0]
     check_parts(cfg)
+
+
+def test_no_sampler(data, monkeypatch):
+    """None would do."""
+    monkeypatch.chdir(data)
+    cfg = Config.fromfile('toy.py')
+    cfg.train_dataloader.sampler = None
+    check_parts(cfg)
+    del cfg.train_dataloader['sampler']
+    with pytest.raises(CommandError, match=r'train_dataloader of .* has no sampler = dict'):
+        check_parts(cfg)
