@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from in_process import train
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from test_tools import small_disk
@@ -203,7 +204,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
     config = write_config(folder, by_epoch=True, workers=0)
     options = ('--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
-    run(config, folder / 'work', *options)
+    train(config, folder / 'work', *options)
     return config, folder / 'work'
 
 
@@ -225,7 +226,9 @@ def test_falls_back_to_the_last_whole_checkpoint(trained, tmp_path, kind):
     shutil.copytree(source, work)
     (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
     damage(work / 'epoch_3.pth', kind)
-    out = run(config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
+    out = train(
+        config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
     assert f'cannot read {work}/epoch_3.pth' in out
     assert f'resuming from {work}/epoch_2.pth' in out
     assert 'resumed epoch: 2, iter: 8' in out
@@ -240,7 +243,7 @@ def test_no_whole_checkpoint(trained, tmp_path):
     for path in work.glob('*.pth'):
         damage(path, 'empty')
     before = sorted(work.rglob('*'))
-    out = run(config, work, '--resume', status=2)
+    out = train(config, work, '--resume', status=2)
     assert 'no checkpoint in' in out and 'epoch_3.pth: the file is empty' in out
     assert 'Move them away to start from the beginning' in out and 'Traceback' not in out
     assert sorted(work.rglob('*')) == before
@@ -313,7 +316,7 @@ def test_full_disk_takes_no_run(tmp_path):
 def test_folder_that_cannot_be_written(trained, tmp_path):
     config, _ = trained
     (tmp_path / 'file').write_text('no folder')
-    out = run(config, tmp_path / 'file' / 'work', status=2)
+    out = train(config, tmp_path / 'file' / 'work', status=2)
     assert f'{tmp_path}/file/work cannot be written' in out and '--work-dir' in out
     assert 'Traceback' not in out
 
@@ -353,7 +356,7 @@ def test_file_that_is_no_whole_image(tmp_path, kind, workers):
     config, image = write_config(tmp_path, workers=workers), tmp_path / 'broken.jpg'
     image.write_bytes(FILES[kind])
     environment = dict(TOY_FAULT='file:6', TOY_IMAGE=str(image))
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, **environment)
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, **environment)
     if kind == 'empty':
         assert 'error: an image file is empty; `find' in out and '-empty` names it' in out
     else:
@@ -396,7 +399,7 @@ FILTER = 'train_dataloader.dataset.filter_cfg.filter_empty_gt'
 
 @pytest.mark.parametrize('left_out', [True, False])
 def test_images_without_boxes(half_without_boxes, tmp_path, left_out):
-    out = run(
+    out = train(
         half_without_boxes,
         tmp_path / 'work',
         '--no-validate',
@@ -441,11 +444,12 @@ def message_of(config, work, options, test=False):
 
 
 DATASET = 'train_dataloader.dataset'
-# Settings that MMEngine reads only when a run starts, and what must be said of them.
+# Settings that MMEngine reads only when a run starts, and what must be said of them before (of the
+# name of a metric, when there is one).
 SETTINGS = {
     'sampler': (
         {'train_dataloader.sampler.type': 'Samplr'},
-        'train_dataloader of', 'Samplr is not in the mmengine::data sampler registry',
+        'train_dataloader of', 'Samplr is not in the data sampler registry',
     ),
     'batch size': ({'train_dataloader.batch_size': 0}, 'train_dataloader of', 'batch_size=0'),
     'workers': ({'val_dataloader.num_workers': -1}, 'val_dataloader of', 'num_workers'),
@@ -480,6 +484,8 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
     for part in [*parts, str(config), *(['cannot be built', 'Mend'] if name != 'best' else [])]:
         assert part in found
     assert 'annotations' not in found
+    # What a class of the user's own passes on, nobody knows before it is made.
+    assert (tmp_path / 'work').exists() == (name in ('best', 'argument'))
 
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
@@ -535,7 +541,7 @@ def test_nan_is_reported_by_layer(tmp_path):
     config = write_config(tmp_path)
     with config.open('a') as file:
         file.write("custom_hooks = [dict(type='mmbiformer.CheckFiniteHook')]\n")
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
     assert 'error: iteration 2: the input of data_preprocessor is not finite' in out
     assert 'Traceback' not in out
 
@@ -556,7 +562,7 @@ def test_numbers_of_a_file_to_resume(name):
 def test_wrong_kind_of_file_to_resume(trained, tmp_path):
     config, work = trained
     torch.save(last(work)['state_dict'], tmp_path / 'weights.pth')
-    out = run(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
+    out = train(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
     assert 'holds no training run to resume: it lacks message_hub, meta' in out
     assert '--pretrained' in out and not (tmp_path / 'new').exists()
 

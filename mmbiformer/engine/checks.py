@@ -23,9 +23,12 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
+    DATA_SAMPLERS,
     DATASETS,
+    FUNCTIONS,
     HOOKS,
     LOG_PROCESSORS,
+    LOOPS,
     METRICS,
     MODELS,
     OPTIMIZERS,
@@ -39,10 +42,13 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..safe_load import CheckpointError
 from .check_coco import check_coco
 from .check_lists import check_list
+from .check_metrics import metric_problem
+from .check_widths import widths_problem
 from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
@@ -351,12 +357,38 @@ def check_training(cfg: Config) -> None:
         cfg: The whole config.
     """
     _require_settings(cfg, ('train_dataloader', 'train_cfg', 'optim_wrapper'), 'training')
+    by_epoch = cfg.train_cfg.get('by_epoch')
+    if ('type' in cfg.train_cfg) == (by_epoch is not None):
+        raise CommandError(
+            f'{cfg.filename}: train_cfg must have one of by_epoch=True, by_epoch=False and '
+            "type='...'; to take by_epoch of a base away, begin with _delete_=True"
+        )
+    needed = 'max_epochs' if by_epoch else 'max_iters'
+    if by_epoch is not None and cfg.train_cfg.get(needed) is None:
+        raise CommandError(f'{cfg.filename}: train_cfg with by_epoch={by_epoch} needs {needed}')
     for name in ('max_epochs', 'max_iters', 'val_interval'):
         value = cfg.train_cfg.get(name)
         if value is not None and (type(value) is not int or value < 1):
             raise CommandError(
                 f'{cfg.filename}: train_cfg.{name}={value!r:.80} must be a positive int'
                 + ('; --no-validate switches validation off' if name == 'val_interval' else '')
+            )
+
+
+def check_splits(cfg: Config) -> None:
+    """Raise CommandError if a split has a data loader, but no evaluator or loop, or the reverse.
+
+    Args:
+        cfg: The whole config.
+    """
+    for split in ('val', 'test'):
+        names = [f'{split}_{name}' for name in ('dataloader', 'evaluator', 'cfg')]
+        missing = [name for name in names if cfg.get(name) is None]
+        if 0 < len(missing) < len(names):
+            there = ' and '.join(name for name in names if name not in missing)
+            raise CommandError(
+                f'{cfg.filename} has {there}, but no {" and no ".join(missing)}; set all of '
+                f'{", ".join(names)} (the last may be dict()), or all to None'
             )
 
 
@@ -420,8 +452,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
     """Raise CommandError if a part of a config cannot be built, before MMEngine writes logs.
 
     The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
-    schedules are made and thrown away. Of the others, which may read data or belong to a run, only
-    names and arguments are looked at.
+    schedules are made and thrown away; a small image goes through a model around a backbone of
+    ours. Of the others, which may read data or belong to a run, only names and arguments are looked
+    at.
 
     Args:
         cfg: The whole config.
@@ -439,14 +472,22 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         if has_our_backbone(cfg):
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
-        del model
+        if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
+            raise CommandError(f'{cfg.filename}: {problem}')
         for part, registry, node in _parts(cfg, splits):
-            if isinstance(node, dict) and node.get('type') is not None:
-                with _blamed(cfg, part):
-                    if registry is TRANSFORMS:
-                        registry.build(node)
-                    else:
-                        _check_call(registry, node)
+            if not isinstance(node, dict):
+                continue
+            with _blamed(cfg, part):
+                if registry is TRANSFORMS:
+                    registry.build(node)
+                elif node.get('type') is not None:
+                    kind = _check_call(registry, node)
+                    if registry is METRICS and (problem := metric_problem(kind, node, model)):
+                        raise ValueError(problem)
+        for split in splits:
+            if loader := cfg.get(f'{split}_dataloader'):
+                with _blamed(cfg, f'{split}_dataloader'):
+                    _check_loader(loader)
 
 
 def _check_environment(cfg: Config) -> None:
@@ -588,6 +629,11 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
                 yield f'{split}_dataloader', DATASETS, dataset
                 for step in dataset.get('pipeline') or ():
                     yield f'{split}_dataloader', TRANSFORMS, step
+            for name in ('sampler', 'batch_sampler'):
+                yield f'{split}_dataloader', DATA_SAMPLERS, loader.get(name)
+            for name in ('collate_fn', 'worker_init_fn'):
+                yield f'{split}_dataloader', FUNCTIONS, loader.get(name)
+        yield f'{split}_cfg', LOOPS, _loop(cfg.get(f'{split}_cfg'), split)
     evaluators = [(f'{split}_evaluator', METRICS) for split in splits]
     for name, registry in (*evaluators, ('custom_hooks', HOOKS)):
         nodes = cfg.get(name) or ()
@@ -596,6 +642,16 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
                 yield name, registry, node
     for name, node in (cfg.get('default_hooks') or {}).items():
         yield f'default_hooks.{name}', HOOKS, node
+
+
+def _loop(node: Any, split: str) -> Any:
+    """A loop with its type, as the Runner chooses it."""
+    if not isinstance(node, dict) or 'type' in node:
+        return node
+    if split != 'train':
+        return dict(node, type=f'{split.title()}Loop')
+    kind = 'EpochBasedTrainLoop' if node.get('by_epoch') else 'IterBasedTrainLoop'
+    return dict({name: node[name] for name in node if name != 'by_epoch'}, type=kind)
 
 
 def _check_pixels(model: nn.Module, cfg: Config) -> None:
@@ -643,8 +699,12 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
 
 
-def _check_call(registry: Registry, node: dict) -> None:
-    """Raise an error if a type or an argument is unknown, or a text or list is no number."""
+def _check_call(registry: Registry, node: dict) -> Callable:
+    """Raise an error if a type or an argument is unknown, or a text or list is no number.
+
+    Returns:
+        Callable: What the type is.
+    """
     if node.get('type') is None:
         raise KeyError(f"it has no 'type', but {dict(node)!r:.80}")
     with registry.switch_scope_and_registry(node.get('_scope_')) as found:
@@ -669,6 +729,18 @@ def _check_call(registry: Registry, node: dict) -> None:
         numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
         if numeric and isinstance(value, (str, list, dict)):
             raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
+    return kind
+
+
+def _check_loader(loader: ConfigDict) -> None:
+    """Make a data loader like it that reads nothing; what of it is torch's is known then."""
+    if 'sampler' not in loader:
+        raise KeyError('it has no sampler = dict(...)')
+    of_mmengine = {'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn'}
+    of_mmengine |= {'num_batch_per_epoch', 'disable_subprocess_warning'}
+    rest = {name: value for name, value in loader.items() if name not in of_mmengine}
+    _check_arguments(DataLoader, range(1), **rest)
+    DataLoader(range(1), **rest)
 
 
 def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:

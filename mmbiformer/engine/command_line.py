@@ -31,6 +31,7 @@ from .checks import (
     check_options,
     check_parts,
     check_settings,
+    check_splits,
     check_writable,
     disk_problem,
     error_text,
@@ -280,6 +281,7 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
     if on_cpu:
         distribute_on_cpu(cfg)
+    check_splits(cfg)
     check_parts(cfg, splits)
     try:
         kind = cfg.get('runner_type', Runner)
