@@ -41,9 +41,10 @@ demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
 	@$(PY) tools/demo.py $(TASK) --model $(MODEL) --seed $(SEED)
 
 # Two at a time: most tests wait for processes or run on one core. Those of a file share what they
-# have set up, so they stay together.
+# have set up, so they stay together; files come in the order of tests/conftest.py.
 test: env  ## run the fast tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations 10
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 --dist loadfile \
+	  --no-loadscope-reorder --durations 10
 
 test-slow: env  ## run the slow tests, which train small models
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile -v --timeout 3600 --durations 10

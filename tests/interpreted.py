@@ -15,17 +15,26 @@ from mmbiformer.models import BiFormer
 from mmbiformer.ops import BACKENDS, routed_attention, schema
 from mmbiformer.ops.backends.triton import launch
 
-# Those of all backends, but smaller where the interpreter would take long.
+# Those of all backends, but smaller: a program takes the interpreter 30 ms. Of each way that the
+# kernels take, one has several images and heads.
 INTERPRETED = {
     **CASES,
+    'plain': Case(batch=1),
     'one route': Case(query=(4, 6), topk=1),
+    'large regions': Case(query=(16, 16), region=(8, 8), topk=2, batch=1),
     'large regions, one route': Case(query=(16, 8), region=(8, 8), topk=1, batch=1, heads=1),
+    'oblong': Case(query=(6, 20), region=(3, 5), topk=2, batch=1),
     'ragged': Case(query=(7, 9), region=(4, 5), topk=2),
     'ragged, one route': Case(query=(9, 15), region=(8, 8), topk=1, batch=1),
+    'ragged, last row of one token': Case(query=(9, 8), region=(4, 4), topk=2, batch=1),
     'ragged, gathered': Case(query=(9, 15), region=(4, 5), topk=2, batch=1),
     'head dim 24': Case(query=(8, 8), region=(4, 4), topk=1, heads=3, head_dim=24, batch=1),
     'head dim 40': Case(query=(8, 8), region=(4, 4), head_dim=40, topk=2, batch=1),
-    'hub': Case(query=(8, 12), region=(4, 4), topk=2, hub=True),
+    'head dim 100': Case(query=(8, 6), topk=2, heads=1, head_dim=100, batch=1),
+    'other keys': Case((6, 6), (3, 3), key=(10, 14), key_region=(2, 7), topk=4, batch=1),
+    'other keys, ragged': Case((7, 5), (3, 3), key=(11, 9), key_region=(4, 4), topk=2, batch=1),
+    'other value width': Case(region=(4, 4), value_dim=12),
+    'hub': Case(query=(8, 12), region=(4, 4), topk=2, hub=True, batch=1),
     'hub, ragged': Case(query=(7, 10), region=(4, 4), topk=2, hub=True, batch=1),
     'repeated': Case(query=(8, 12), region=(4, 4), topk=3, batch=1),
     'repeated, all routes': Case(query=(4, 8), topk=8, batch=1),
@@ -72,7 +81,7 @@ def watch_launches():
 
 def backbone():
     torch.manual_seed(0)
-    arch = dict(depths=(1, 1), embed_dims=(32, 64), mlp_ratio=1, topks=(1, 2))
+    arch = dict(depths=(1,), embed_dims=(32,), mlp_ratio=1, topks=(2,))
     return BiFormer(arch, region_grid=2, padding='mask')
 
 

@@ -1,6 +1,7 @@
 """Broken annotations end a run with the name of their file, in the host's own pipelines."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,16 +11,18 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from PIL import Image
 from pycocotools.mask import encode
 from test_faults import message_of
 from test_training import CONFIG
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine import AnnotationError, CheckAnnotationsHook
-from mmbiformer.engine.check_annotations_hook import CheckedAnnotations
+from mmbiformer.engine.check_annotations_hook import ORIENTATION, CheckedAnnotations
 from mmbiformer.engine.check_coco import _decoded, check_coco
-from mmbiformer.engine.check_pairs import check_pairs
+from mmbiformer.engine.check_pairs import MissingFileError, check_pairs
 from mmbiformer.engine.checks import CommandError, check_data
 from mmbiformer.engine.faults import faults_explained
 
@@ -232,6 +235,25 @@ def test_image_of_another_size(whole, tmp_path):
     assert str(tmp_path / 'data/train') in found
 
 
+@pytest.mark.parametrize(
+    ('orientation', 'side', 'said'), [(1, 6, 0), (3, 6, 1), (6, 6, 0), (6, 4, 1), (None, 4, 0)]
+)
+def test_images_that_are_turned_in_their_size(orientation, side, said, tmp_path, recwarn):
+    """Upside down, say, which boxes do not show."""
+    exif = Image.Exif()
+    if orientation:
+        exif[ORIENTATION] = orientation
+    Image.new('RGB', (side, 4)).save(tmp_path / 'a.jpg', exif=exif)
+    results = LoadImageFromFile()(dict(img_path=str(tmp_path / 'a.jpg')))
+    height, width = results['ori_shape']  # as it is loaded
+    CheckedAnnotations(lambda x: x, 8, {255}, False)(dict(results, height=height, width=width))
+    found = [str(warning.message) for warning in recwarn]
+    assert len(found) == said
+    assert all(
+        f'a.jpg: its EXIF data turn or mirror it (orientation {orientation})' in x for x in found
+    )
+
+
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_category_of_another_name(whole, tmp_path, split):
     """MMDetection would number the classes behind it wrongly, or fail after an epoch."""
@@ -409,6 +431,29 @@ def test_classes_of_which_images_are_left_out(tmp_path, log):
     assert f'1 links in the test data are left out, such as {tmp_path}/data/a/6.jpg: ' in text
 
 
+def test_folders_that_may_not_be_read(tmp_path, monkeypatch):
+    """Not as root, who runs tests, but as anybody else."""
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'data/a').mkdir(parents=True)
+    (tmp_path / 'data/a/1.jpg').write_bytes(b'')
+    data = dict(data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(data, type='CustomDataset'))))
+
+    def refuse(path, **kwargs):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('os.scandir', refuse)
+        with pytest.raises(CommandError) as info, faults_explained(cfg):
+            CustomDataset(**data)
+    assert str(info.value).startswith(f'{tmp_path}/data/: Permission denied; it must be there, of')
+    with monkeypatch.context() as patch:
+        patch.setattr('os.stat', refuse)
+        with pytest.raises(PermissionError):  # nothing is missing
+            check_data(cfg, ('train',))
+
+
 LINES = {  # lists of MMPretrain
     'no label': (b'a.jpg 0\nb.jpg\n', "line 2 is 'b.jpg', but must be a name, a blank and a label"),
     'no int': (b'a.jpg 0\nb c.jpg 1.5', "line 2 is 'b c.jpg 1.5', but"),
@@ -482,6 +527,22 @@ def test_links_that_lead_back(whole, tmp_path):
     assert found.endswith('remove it')
 
 
+def test_links_that_lead_back_to_each_other(tmp_path):
+    """Two at every level: MMEngine would follow them through 2**40 folders."""
+    for name in ('a', 'b', 'shared'):
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        (tmp_path / 'data' / name / '1.jpg').write_bytes(b'')
+    dataset = dict(type='CustomDataset', data_root=str(tmp_path / 'data'))
+    cfg = Config(dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset)))
+    for name in ('a', 'b'):
+        (tmp_path / 'data' / name / 'more').symlink_to('../shared')
+    check_data(cfg, ('train',))
+    for one, other in ('ab', 'ba'):
+        (tmp_path / 'data' / one / 'other').symlink_to(f'../{other}')
+    with pytest.raises(CommandError, match=r'data/(a|b)/\S*other is a link that leads back to'):
+        check_data(cfg, ('train',))
+
+
 def files(data, kind, split='train'):
     return sorted(data.rglob(f'{kind}/*{split}*/*.*'))
 
@@ -534,6 +595,35 @@ def test_masks_that_are_not_there(whole, tmp_path, name):
     found = message_of(config, tmp_path / 'work', options)
     for part in [*parts, f'such as {tmp_path}/data/', 'img_suffix', 'mend these settings']:
         assert part in found, found
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_images_that_are_not_there(whole, tmp_path, split):
+    """Which MMDetection would notice when their turn comes, after hours perhaps."""
+    config = write_config(whole, tmp_path, 'coco')
+    image = min((tmp_path / 'data' / split).iterdir())
+    image.unlink()
+    found = message_of(config, tmp_path / 'work', {})
+    assert f'1 of {2 if split == "train" else 1} images of the {split} data are not' in found
+    for part in (f'such as {image}. Mend', 'data_prefix', f'annotations/instances_{split}.json'):
+        assert part in found, found
+    assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_images_that_a_list_of_labels_names(tmp_path):
+    from mmpretrain.datasets import CustomDataset
+
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/1.jpg').write_bytes(b'')
+    (tmp_path / 'list.txt').write_text(''.join(f'a/{i}.jpg 0\n' for i in range(1, 6)))
+    options = dict(data_root=str(tmp_path), pipeline=[dict(type='LoadImageFromFile')])
+    listed = CustomDataset(**options, ann_file='list.txt')
+    message = f'4 of 5 images of the test data .*such as {tmp_path}/a/2.jpg, .*/a/4.jpg. Mend data'
+    with pytest.raises(MissingFileError, match=message):
+        check_pairs([listed], 'test', [])
+    for i in range(2, 6):
+        (tmp_path / f'a/{i}.jpg').symlink_to('1.jpg')
+    check_pairs([listed, CustomDataset(**options)], 'test', [])
 
 
 def test_images_that_a_list_names(whole, tmp_path):

@@ -132,6 +132,35 @@ def test_folders_of_classes():
         hook.before_test(runner)
 
 
+def test_data_sets_of_one_split():
+    """Also without validation, and where ConcatDataset is told to ignore their classes."""
+
+    def runner_of_sets(**kwargs):
+        sets = [
+            SimpleNamespace(
+                img_prefix=f'data/{i}', **{name: values[i] for name, values in kwargs.items()}
+            )
+            for i in range(2)
+        ]
+        data = SimpleNamespace(datasets=sets, metainfo={})
+        return SimpleNamespace(
+            model=nn.Module(), val_loop=None, train_dataloader=SimpleNamespace(dataset=data)
+        )
+
+    same = runner_of_sets(folder_to_idx=[dict(a=0, b=1)] * 2, metainfo=[dict(classes='ab')] * 2)
+    CheckClassesHook().before_train(same)
+    folders = runner_of_sets(folder_to_idx=[dict(a=0, b=1), dict(b=0, c=1)])
+    message = r'class 0 is the folder b in data/1 \(train data\), but a in data/0 \(train data\)'
+    with pytest.raises(ClassCountError, match=message):
+        CheckClassesHook().before_train(folders)
+    classes = runner_of_sets(metainfo=[dict(classes=('a', 'b')), dict(classes=('b', 'a'))])
+    message = (
+        r'b is class 0 of one of the train data sets \(b, a\), but class 1 of another \(a, b\)'
+    )
+    with pytest.raises(ClassCountError, match=message):
+        CheckClassesHook().before_train(classes)
+
+
 @pytest.mark.parametrize('label', [-100, -1, 2, 1])
 @pytest.mark.parametrize('classes', [None, ('a', 'b')])
 def test_labels_of_lists(tmp_path, label, classes):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from goldens import Golden
+from in_process import run_tool
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
@@ -286,8 +287,7 @@ def test_stl_and_stl_nchw_are_told_apart(arch, other, kind, tmp_path):
     path = str(tmp_path / 'model.pth')
     torch.save(dict(state_dict=state_dict), path)
     if kind.startswith('.'):
-        command = [sys.executable, 'tools/convert_checkpoint.py', path, f'{path}{kind}']
-        subprocess.run(command, cwd=ROOT, check=True)
+        run_tool('convert_checkpoint', path, f'{path}{kind}')
         path += kind
     init_cfg = dict(type='Pretrained', checkpoint=path)
     right = model(arch, init_cfg=init_cfg)

@@ -14,6 +14,7 @@ from toy_training import config_text
 
 from mmbiformer.engine.checks import (
     CommandError,
+    check_apart,
     check_parts,
     check_settings,
     check_testing,
@@ -168,3 +169,24 @@ def test_types_that_are_classes(cfg):
         assert cfg.optim_wrapper.type == 'OptimWrapper'
     cfg.model.backbone.type = nn.Linear
     assert not has_our_backbone(cfg)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(data_root='.', ann_file='a.json', data_prefix=dict(img='images/')),
+        dict(data_root='.', ann_file='', data_prefix='images'),
+        dict(data_root='.', ann_file='a.json', data_prefix=dict(img='')),
+        dict(data_root='', ann_file='a.json'),
+        dict(data_root=None),
+    ],
+)
+def test_pictures_beside_the_data(settings, tmp_path, monkeypatch):
+    """In the present folder, even if it is the root of the data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'images/old').mkdir(parents=True)
+    cfg = Config(dict(train_dataloader=dict(dataset=ConfigDict(type='CocoDataset', **settings))))
+    check_apart(cfg, 'work_dirs/look', '--show-dir')
+    if settings['data_root']:
+        with pytest.raises(CommandError, match='--show-dir images: pictures there could replace'):
+            check_apart(cfg, 'images', '--show-dir')

@@ -205,29 +205,29 @@ def test_two_nodes_equal_two_processes(classified):
     assert_same(weights(folder / 'nodes'), weights(folder / 'two'))
 
 
-def test_evaluation_by_two_processes(classified):
-    config, folder, log = classified
-    checkpoint = folder / 'two' / 'epoch_1.pth'
-    again = finish(
-        start('tools/dist_test.sh', config, checkpoint, 2, '--work-dir', folder / 'test')
-    )
-    figures = re.findall(r'accuracy/top[13]: \S+', log)
-    assert len(figures) == 2
-    assert re.findall(r'accuracy/top[13]: \S+', again) == figures
-
-
-def test_no_thread_of_the_group_is_left_at_exit(classified, tmp_path):
-    """One that is can abort the process while the interpreter comes down."""
+@pytest.fixture(scope='module')
+def tested(classified):
+    """What two processes print that evaluate, and of each the threads that it has at its exit."""
     config, folder, _ = classified
-    (tmp_path / 'sitecustomize.py').write_text(
+    (folder / 'sitecustomize.py').write_text(
         'import atexit, glob\n'
         "names = lambda: [open(name).read() for name in glob.glob('/proc/self/task/*/comm')]\n"
         "atexit.register(lambda: print('THREADS', *map(str.strip, names()), flush=True))\n"
     )
-    checkpoint = folder / 'two' / 'epoch_1.pth'
-    command = ('tools/dist_test.sh', config, checkpoint, 2, '--work-dir', tmp_path)
-    log = finish(start(*command, PYTHONPATH=str(tmp_path)))
-    names = re.findall('THREADS (.*)', log)
+    command = ('tools/dist_test.sh', config, folder / 'two' / 'epoch_1.pth', 2)
+    return finish(start(*command, '--work-dir', folder / 'test', PYTHONPATH=str(folder)))
+
+
+def test_evaluation_by_two_processes(classified, tested):
+    _, _, log = classified
+    figures = re.findall(r'accuracy/top[13]: \S+', log)
+    assert len(figures) == 2
+    assert re.findall(r'accuracy/top[13]: \S+', tested) == figures
+
+
+def test_no_thread_of_the_group_is_left_at_exit(tested):
+    """One that is can abort the process while the interpreter comes down."""
+    names = re.findall('THREADS (.*)', tested)
     assert len(names) >= 2
     assert not any('gloo' in one for one in names), names
 
@@ -260,7 +260,9 @@ def test_every_parameter_is_used(config):
     family = debiformer if backbone.type == 'mmbiformer.DeBiFormer' else biformer
     arch = dict(family.ARCHS[backbone.arch], depths=(1, 1, 1, 1))
     backbone.update(arch=arch, drop_path_rate=0.0)
-    size = (128, 128)
+    size = (112, 112) if 'nchw' in config else (64, 64)  # the least that it takes
+    if 'rcnn' in (cfg.model.get('train_cfg') or {}):
+        cfg.model.train_cfg.rcnn.sampler.num = 16
     if 'size' in cfg.model.get('data_preprocessor', {}):
         cfg.model.data_preprocessor.size = size  # images would be padded to it
     model = build_model(cfg).train()

@@ -429,3 +429,10 @@ def test_package_of_the_command(tool, tmp_path, capsys):
     tool('export_aoti.py', config, '--out', out, '--shape', '64')
     assert 'no CHECKPOINT is given: the weights are random' in capsys.readouterr().out
     assert run_package(out)(torch.randn(3, 3, 64, 64))[0].shape == (3, 7)
+
+
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr('torch._inductor.config.cpp.cxx', ('no-such-compiler',))
+    with pytest.raises(CommandError, match=r'there is no working .*as CXX=PATH'):
+        write_package(None, tmp_path / 'x.pt2', None)
+    assert not [*tmp_path.iterdir()]

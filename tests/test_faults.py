@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import os
 import random
@@ -13,21 +14,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from in_process import train
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from test_tools import small_disk
 from test_training import CONFIG as SHAPES_CONFIG
 from toy_training import config_text
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine.checkpoint_hook import check_resumable
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import build_runner
+from mmbiformer.engine.checks import CommandError, check_writable
+from mmbiformer.engine.command_line import _WritesWholeConfig, build_runner
 from mmbiformer.engine.faults import faults_explained
+from mmbiformer.engine.files import WriteError
 from mmbiformer.safe_load import CheckpointError, safe_load
 
 ROOT = Path(__file__).parent.parent
@@ -199,7 +204,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('faults')
     config = write_config(folder, by_epoch=True, workers=0)
     options = ('--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
-    run(config, folder / 'work', *options)
+    train(config, folder / 'work', *options)
     return config, folder / 'work'
 
 
@@ -221,7 +226,9 @@ def test_falls_back_to_the_last_whole_checkpoint(trained, tmp_path, kind):
     shutil.copytree(source, work)
     (work / 'last_checkpoint').write_text(str(work / 'epoch_3.pth'))
     damage(work / 'epoch_3.pth', kind)
-    out = run(config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3')
+    out = train(
+        config, work, '--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
     assert f'cannot read {work}/epoch_3.pth' in out
     assert f'resuming from {work}/epoch_2.pth' in out
     assert 'resumed epoch: 2, iter: 8' in out
@@ -236,7 +243,7 @@ def test_no_whole_checkpoint(trained, tmp_path):
     for path in work.glob('*.pth'):
         damage(path, 'empty')
     before = sorted(work.rglob('*'))
-    out = run(config, work, '--resume', status=2)
+    out = train(config, work, '--resume', status=2)
     assert 'no checkpoint in' in out and 'epoch_3.pth: the file is empty' in out
     assert 'Move them away to start from the beginning' in out and 'Traceback' not in out
     assert sorted(work.rglob('*')) == before
@@ -255,10 +262,61 @@ def test_full_disk(trained, tmp_path):
     assert last(work)['meta']['epoch'] == 3
 
 
+def test_full_disk_of_logs(tmp_path):
+    """MMEngine's own files, too; of its log, nothing is said twice."""
+    config = write_config(tmp_path)
+    for limit, file in (
+        (config.stat().st_size - 1, '/.*/toy.py'),  # of which MMEngine makes a copy
+        (config.stat().st_size, f'{tmp_path}/work/.*/vis_data/config.py'),  # with all defaults
+    ):
+        out = run(config, tmp_path / 'work', status=2, limit=limit)
+        assert re.search(f'error: {file}: File too large; ', out), out
+        assert 'Traceback' not in out and 'Logging error' not in out
+
+
+def test_full_disk_of_the_config(tmp_path):
+    """From which a run may go on: no half one is left, and none is replaced by half a one."""
+    cfg = Config.fromfile(write_config(tmp_path))
+    runner = SimpleNamespace(cfg=cfg, work_dir=tmp_path / 'work', timestamp='now')
+    with small_disk(100), pytest.raises(WriteError, match=r'work/toy\.py cannot be written'):
+        _WritesWholeConfig.dump_config(runner)
+    assert not [*runner.work_dir.iterdir()]
+    _WritesWholeConfig.dump_config(runner)
+    assert (runner.work_dir / 'toy.py').read_text() == cfg.dump()
+
+
+def written(path):
+    with open(path, 'w') as file:
+        file.write('x' * 10_000)
+
+
+def logged(path):
+    handler = logging.FileHandler(path)
+    handler.stream.write('x' * 10_000)
+    handler.stream.flush()
+
+
+@pytest.mark.parametrize('write', [written, logged])
+def test_errors_of_a_full_disk_that_name_no_file(write, tmp_path):
+    path = tmp_path / 'file'
+    with (
+        small_disk(100),
+        pytest.raises(CommandError, match=f'^{path}: File too large; .* room. If .* --resume'),
+        faults_explained(Config()),
+    ):
+        write(path)
+
+
+def test_full_disk_takes_no_run(tmp_path):
+    """One that takes files, but nothing in them."""
+    with small_disk(0), pytest.raises(CommandError, match=r'takes no new file \(File too large'):
+        check_writable(str(tmp_path / 'work'))
+
+
 def test_folder_that_cannot_be_written(trained, tmp_path):
     config, _ = trained
     (tmp_path / 'file').write_text('no folder')
-    out = run(config, tmp_path / 'file' / 'work', status=2)
+    out = train(config, tmp_path / 'file' / 'work', status=2)
     assert f'{tmp_path}/file/work cannot be written' in out and '--work-dir' in out
     assert 'Traceback' not in out
 
@@ -298,7 +356,7 @@ def test_file_that_is_no_whole_image(tmp_path, kind, workers):
     config, image = write_config(tmp_path, workers=workers), tmp_path / 'broken.jpg'
     image.write_bytes(FILES[kind])
     environment = dict(TOY_FAULT='file:6', TOY_IMAGE=str(image))
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, **environment)
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, **environment)
     if kind == 'empty':
         assert 'error: an image file is empty; `find' in out and '-empty` names it' in out
     else:
@@ -341,7 +399,7 @@ FILTER = 'train_dataloader.dataset.filter_cfg.filter_empty_gt'
 
 @pytest.mark.parametrize('left_out', [True, False])
 def test_images_without_boxes(half_without_boxes, tmp_path, left_out):
-    out = run(
+    out = train(
         half_without_boxes,
         tmp_path / 'work',
         '--no-validate',
@@ -386,11 +444,12 @@ def message_of(config, work, options, test=False):
 
 
 DATASET = 'train_dataloader.dataset'
-# Settings that MMEngine reads only when a run starts, and what must be said of them.
+# Settings that MMEngine reads only when a run starts, and what must be said of them before (of the
+# name of a metric, when there is one).
 SETTINGS = {
     'sampler': (
         {'train_dataloader.sampler.type': 'Samplr'},
-        'train_dataloader of', 'Samplr is not in the mmengine::data sampler registry',
+        'train_dataloader of', 'Samplr is not in the data sampler registry',
     ),
     'batch size': ({'train_dataloader.batch_size': 0}, 'train_dataloader of', 'batch_size=0'),
     'workers': ({'val_dataloader.num_workers': -1}, 'val_dataloader of', 'num_workers'),
@@ -425,12 +484,16 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
     for part in [*parts, str(config), *(['cannot be built', 'Mend'] if name != 'best' else [])]:
         assert part in found
     assert 'annotations' not in found
+    # What a class of the user's own passes on, nobody knows before it is made.
+    assert (tmp_path / 'work').exists() == (name in ('best', 'argument'))
 
 
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
     """There is nothing to resume."""
-    image = 'test_dataloader.dataset.data_prefix.img'
-    found = message_of(half_without_boxes, tmp_path, {image: 'none'}, test=True)
+    for image in (half_without_boxes.parent / 'shapes/val').iterdir():
+        (tmp_path / image.name).write_bytes(b'no image')
+    options = {'test_dataloader.dataset.data_prefix.img': f'{tmp_path}/'}
+    found = message_of(half_without_boxes, tmp_path / 'work', options, test=True)
     assert 'an image or its annotation cannot be read' in found
     assert found.endswith('take it out of the annotation file.')
 
@@ -478,7 +541,7 @@ def test_nan_is_reported_by_layer(tmp_path):
     config = write_config(tmp_path)
     with config.open('a') as file:
         file.write("custom_hooks = [dict(type='mmbiformer.CheckFiniteHook')]\n")
-    out = run(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
+    out = train(config, tmp_path / 'work', '--no-validate', status=2, TOY_FAULT='nan:3')
     assert 'error: iteration 2: the input of data_preprocessor is not finite' in out
     assert 'Traceback' not in out
 
@@ -499,7 +562,7 @@ def test_numbers_of_a_file_to_resume(name):
 def test_wrong_kind_of_file_to_resume(trained, tmp_path):
     config, work = trained
     torch.save(last(work)['state_dict'], tmp_path / 'weights.pth')
-    out = run(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
+    out = train(config, tmp_path / 'new', '--resume', tmp_path / 'weights.pth', status=2)
     assert 'holds no training run to resume: it lacks message_hub, meta' in out
     assert '--pretrained' in out and not (tmp_path / 'new').exists()
 

@@ -3,6 +3,7 @@
 Commands end with status 2, one message on stderr, no traceback and nothing written.
 """
 
+import errno
 import runpy
 import struct
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from toy_training import config_text
 
 from mmbiformer.engine.checks import CommandError
@@ -108,6 +110,9 @@ TEXTS = {
     'lists.py': config_text()
     + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
     "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'step.json': '{"step": "1", "loss": 2}',
+    'long.json': f'{{"step": 1, "loss": {"9" * 400}}}',
+    'deep.json': '[' * 100_000,
     'no_scope.py': config_text().replace("default_scope = 'mmengine'", ''),
 }
 COMMANDS = {
@@ -170,6 +175,12 @@ COMMANDS = {
         'train', ['lists.py'], 'missing: /none/a.json', 'missing: none/b.json', 'evaluators',
     ),
     'plot': ('plot_logs', ['module.pth'], 'module.pth is no text', 'scalars.json'),
+    **{
+        f'plot {name}': ('plot_logs', [name], f'{name}, line 1: not a record of MMEngine')
+        for name in ('step.json', 'long.json', 'deep.json')
+    },
+    'plot nothing': ('plot_logs', ['empty.pth'], 'empty.pth is empty: nothing was logged yet'),
+    'plot to folder': ('plot_logs', ['toy.py', '--out', 'd.pkl'], '--out d.pkl is a folder; give'),
     'plot as': ('plot_logs', ['toy.py', '--out', 'x.xyz'], '--out x.xyz', '.png'),
     'plot to': ('plot_logs', ['toy.py', '--out', 'toy.py/x.png'], 'is a file', 'another --out'),
     'shapes to': ('make_shapes', ['--out', 'toy.py/s'], 'toy.py is a file', 'another --out'),
@@ -177,6 +188,21 @@ COMMANDS = {
     'preview as': ('make_shapes', ['--out', 's', '--preview', 'x'], '--preview x', '.png'),
     'preview to': (
         'make_shapes', ['--out', 's', '--preview', 'toy.py/x.png'], 'is a file', '--preview',
+    ),
+    'preview of no name': ('make_shapes', ['--out', 's', '--preview', '.png'], 'must end as that'),
+    'preview to folder': ('make_shapes', ['--out', 's', '--preview', 'd.pkl'], 'd.pkl is a folder'),
+    **{
+        f'shapes {option}': ('make_shapes', ['--out', 's', *option.split()], *parts)
+        for option, *parts in [
+            ('--class-colour -1', 'class_colour must be in [0, 1]'),
+            ('--contrast 256', 'contrast must be in [0, 255]'),
+            ('--texture inf', 'texture must be finite'),
+            ('--large-bias nan', 'large_bias must be positive'),
+        ]
+    },
+    'flops of the world': ('get_flops', ['toy.py', '--shape', f'{10**20}'], '000: give', '1048576'),
+    'time of the world': (
+        'benchmark', ['toy.py', '--batch-size', f'{10**20}'], '--batch-size', 'from 1 to 1000000',
     ),
     'flops of type': (
         'get_flops', ['toy.py', '--shape', '32', '--cfg-options', 'model.type=Toy'],
@@ -296,9 +322,17 @@ COMMANDS = {
     ),
     'pictures over data of a root': (
         'browse_dataset',
-        ['toy.py', '-o', 'd.pkl/x', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl',
+        ['toy.py', '-o', 'full/x', '--cfg-options', 'train_dataloader.dataset.data_root=full',
          'train_dataloader.dataset.ann_file=../toy.py'],
-        '--output-dir d.pkl/x', 'which are in d.pkl',
+        '--output-dir full/x', 'which are in full;', 'or one that is not there yet',
+    ),
+    'pictures to a file': (
+        'browse_dataset', ['toy.py', '-o', 'toy.py/x'], 'toy.py is a file', '--output-dir',
+    ),
+    'pictures among folders of classes': (
+        'browse_dataset',
+        ['toy.py', '-o', 'd.pkl/new', '--cfg-options', 'train_dataloader.dataset.data_root=d.pkl'],
+        '--output-dir d.pkl/new', 'which are in d.pkl', 'outside of that',
     ),
     'hooks by option': (
         'train', ['toy.py', '--cfg-options', "custom_hooks=[dict(type='EMAHook',momentum=0.1)]"],
@@ -324,6 +358,7 @@ def folder(tmp_path, monkeypatch):
     torch.save({'model': {'backbone.stages.0.0.norm1.weight': 'text'}}, 'names.pth')
     header = b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'
     Path('d.pkl').mkdir()
+    Path('full/x/y').mkdir(parents=True)
     Path('link.pth').symlink_to('nowhere')
     torch.save({'backbone.stages.0.0.norm1.weight': torch.ones(32)}, 'whole.pth')
     Path('short.safetensors').write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
@@ -363,8 +398,42 @@ def test_files_that_fail(tmp_path, capsys):
 
     with pytest.raises(OSError, match='of no file'):
         run_command(fail)
+
+    def refuse():  # where the Runner makes its folders, say
+        error = PermissionError(errno.EACCES, 'Permission denied', '/x')
+        exec(compile('raise error', 'runner/runner.py', 'exec'), dict(error=error))
+
+    with pytest.raises(SystemExit):
+        run_command(refuse)
+    assert 'error: /x: Permission denied; it must be' in capsys.readouterr().err
     run_command(lambda: None)
     assert capsys.readouterr().err == ''
+
+
+def test_interrupt(capsys):
+    """Ctrl-C is no bug, of which a traceback would tell."""
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as info:
+        run_command(fail)
+    assert info.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_message_ends_the_report_of_torchrun(tmp_path, monkeypatch):
+    """Which is longer than a screen."""
+
+    def fail():
+        raise CommandError('there is no $config')
+
+    path = tmp_path / 'error.json'
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(path))
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    report = str(ChildFailedError('train.py', {0: ProcessFailure(0, 1, 2, str(path))}))
+    assert report.splitlines()[-2].endswith(' : error: there is no $config')
 
 
 def test_messages_move_no_cursor(capsys):

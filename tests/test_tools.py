@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -23,6 +24,7 @@ from mmbiformer.datasets.shapes_formats import write_image
 from mmbiformer.engine.checks import CommandError, build_model
 from mmbiformer.engine.complexity import count_macs
 from mmbiformer.engine.fake_data import fake_batch
+from mmbiformer.engine.files import write_whole
 from mmbiformer.layers import BiLevelRoutingAttention
 from mmbiformer.safe_load import CheckpointError, safe_load
 
@@ -114,6 +116,12 @@ def test_get_flops(base, shape, parts, tool, tmp_path, capsys):
     assert {'backbone', *parts} <= macs.keys()
     assert all(macs[name] > 0 for name in parts)
     assert macs['total'] == sum(macs.values()) - macs['total']
+
+
+def test_one_value_a_channel(tool, tmp_path):
+    config = toy_config(tmp_path, 'configs/biformer_t_in1k.py')
+    with pytest.raises(CommandError, match=r'1 image\(s\) of 1x1 .*larger --batch-size or --shape'):
+        tool('benchmark.py', config, '--shape', '1', '--repeats', '1', '--warm-up', '0')
 
 
 def test_wrong_shape(tool):
@@ -277,6 +285,17 @@ def test_full_disk(tool, tmp_path):
         with small_disk(100_000), pytest.raises(CheckpointError, match=message):
             tool(name, *args)
         assert not [*(tmp_path / 'out').iterdir()]
+
+
+def test_files_of_others_stay(tmp_path):
+    """A browser's half a download, say."""
+    (tmp_path / 'x.pth.partial').write_text("the user's own")
+    write_whole(tmp_path / 'x.pth', b'1')
+    with small_disk(0), pytest.raises(CheckpointError, match='cannot be written'):
+        write_whole(tmp_path / 'x.pth', b'2')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['x.pth', 'x.pth.partial']
+    assert (tmp_path / 'x.pth').read_bytes() == b'1'
+    assert (tmp_path / 'x.pth.partial').read_text() == "the user's own"
 
 
 @pytest.mark.parametrize('layout', ['coco', 'ade20k', 'imagenet'])
@@ -455,6 +474,19 @@ def test_test_writes_what_is_asked(host, options, tmp_path):
     assert 'DumpWholeResults' in done.stdout  # leaves no half a file, see below
     with (tmp_path / 'out.pkl').open('rb') as file:
         assert len(pickle.load(file)) == 2
+
+
+def test_full_disk_of_pictures(tool, tmp_path):
+    """No half ones, which OpenCV would leave without a word."""
+    test = runpy.run_path(str(ROOT / 'tools/test.py'))
+    backend = test['WholePictures'](str(tmp_path / 'look'))
+    with small_disk(100), pytest.raises(CheckpointError, match=r'a_1\.png cannot be written'):
+        backend.add_image('a', np.zeros((99, 99, 3), np.uint8), 1)
+    assert not [path for path in (tmp_path / 'look').rglob('*') if path.is_file()]
+    (tmp_path / 'scalars.json').write_text('{"step": 1, "loss": 2}')
+    with small_disk(1000), pytest.raises(CheckpointError, match=r'x\.png cannot be written'):
+        tool('plot_logs.py', tmp_path / 'scalars.json', '--out', tmp_path / 'x.png')
+    assert not [*tmp_path.glob('*.png*')]
 
 
 def test_full_disk_of_predictions(tmp_path):

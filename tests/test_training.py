@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import run_tool, train
 
 from mmbiformer.datasets import make_shapes
 from mmbiformer.safe_load import safe_load
@@ -91,7 +92,7 @@ def test_resume_continues(trained):
 
 def test_evaluation_repeats_the_last_validation(trained):
     config, work, log = trained
-    again = run('tools/test.py', config, work / 'epoch_2.pth', '--work-dir', work.with_name('test'))
+    again = run_tool('test', config, work / 'epoch_2.pth', '--work-dir', work.with_name('test'))
     assert metrics(again)
     assert metrics(again) == metrics(log)[-2:]
 
@@ -100,10 +101,8 @@ def test_backbone_weights_from_a_file(trained):
     """--pretrained with a detector's file, at next to no learning rate: the backbone stays."""
     config, work, _ = trained
     pretrained = work.with_name('pretrained')
-    log = run(
-        'tools/train.py',
+    log = train(
         config,
-        '--work-dir',
         pretrained,
         '--pretrained',
         work / 'epoch_2.pth',

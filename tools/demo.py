@@ -33,6 +33,7 @@ from mmbiformer.checkpoint import register_safe_loader
 from mmbiformer.datasets import make_shapes
 from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = np.array(plt.get_cmap('tab10').colors)
@@ -166,7 +167,7 @@ def draw_predictions(cfg: Config, checkpoint: Path, draw: Callable[..., None], o
         one.axis('off')
     axes[0, 0].set_title('ground truth', loc='left')
     axes[1, 0].set_title('prediction', loc='left')
-    figure.savefig(out, dpi=100)
+    write_figure(out, figure, dpi=100)
     plt.close(figure)
 
 
@@ -202,7 +203,7 @@ def draw_curves(train: list[dict], val: list[dict], metrics: dict[str, str], out
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
-    figure.savefig(out, dpi=120)
+    write_figure(out, figure, dpi=120)
     plt.close(figure)
 
 

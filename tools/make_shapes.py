@@ -77,7 +77,9 @@ def main() -> None:
     if not Path(args.out).exists():  # what is there may be the very set, then nothing is written
         check_writable(args.out, '--out')
     if args.preview:
-        if not cv2.haveImageWriter(args.preview):
+        if Path(args.preview).is_dir():
+            raise CommandError(f'--preview {args.preview} is a folder; give FOLDER/NAME.png')
+        if not cv2.haveImageWriter(f'x{Path(args.preview).suffix}'):  # .png by itself has none
             raise CommandError(
                 f'--preview {args.preview}: the name must end as that of a picture, e.g. in .png'
             )

@@ -7,14 +7,19 @@ Examples:
 
 import argparse
 import os
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 from mmengine.fileio import dump
 from mmengine.logging import print_log
-from mmengine.registry import METRICS
+from mmengine.registry import METRICS, VISBACKENDS
+from mmengine.visualization import LocalVisBackend
 
 from mmbiformer.checkpoint import check_fit, load_whole_model
+from mmbiformer.datasets.shapes_formats import encode_image
 from mmbiformer.engine.checks import (
     CommandError,
     check_apart,
@@ -43,6 +48,16 @@ class DumpWholeResults(DumpResults):
         write_whole(self.out_file_path, dump(results, file_format='pkl'))
         print_log(f'Wrote the predictions to {self.out_file_path}.', logger='current')
         return {}
+
+
+@VISBACKENDS.register_module(force=True)
+class WholePictures(LocalVisBackend):
+    """Ends where the disk is full: OpenCV leaves half a picture, and calls that a success."""
+
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
+        """Write a picture, RGB."""
+        path = Path(self.experiment._img_save_dir, f'{name}_{step}.png')
+        write_whole(path, encode_image(path, image))
 
 
 def parse_args() -> argparse.Namespace:
@@ -103,6 +118,9 @@ def paint(cfg: Config, folder: str) -> None:
     elif kind == 'SegVisualizationHook':
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
+        for backend in _as_list(cfg.visualizer.vis_backends):
+            if type_name(backend).rpartition('.')[2] == 'LocalVisBackend':
+                backend.type = 'WholePictures'
     else:
         hook.update(draw=True, test_out_dir=os.path.abspath(folder))
 

@@ -98,12 +98,17 @@ class ShapesSpec:
             raise ValueError('shape_size must start at 8 pixels or more: less shows no class')
         if min(self.size) < self.shape_size[1]:
             raise ValueError('size must be at least the largest shape_size')
-        if self.large_bias <= 0:
+        if not 0 < self.large_bias < math.inf:
             raise ValueError('large_bias must be positive')
         if not 0 <= self.max_occlusion < 1:
             raise ValueError('max_occlusion must be in [0, 1)')
-        if not 0 <= self.spread <= 1:
-            raise ValueError('spread must be in [0, 1]')
+        if not 0 <= self.contrast <= 255:
+            raise ValueError('contrast must be in [0, 255]')
+        if not 0 <= self.texture < math.inf:
+            raise ValueError('texture must be finite, 0 or above')
+        for name in ('class_colour', 'spread'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} must be in [0, 1]')
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from ..registry import HOOKS
 from .check_pairs import check_pairs, tell_left_out
 from .checks import data_paths
 
+ORIENTATION = 0x0112
+"""The tag of EXIF data."""
+
 
 class AnnotationError(ValueError):
     """An annotation that cannot be trained on; the message begins with its file."""
@@ -26,10 +29,10 @@ class CheckAnnotationsHook(Hook):
     What a ``LoadAnnotations`` of MMDetection or MMSegmentation fails at gets the file's name. Found
     as well is what they load as it is: masks that are no map of labels or of another size than
     their image, labels above the classes or 255, boxes that are not finite or were drawn in an
-    image of another size. A warning names an image of which MMDetection drops every box, and a mask
-    in which all is ignored. Before it starts, images and masks of MMSegmentation's data sets are
-    sought, see :func:`check_pairs`, and images that MMPretrain leaves out. The commands in
-    ``tools/`` set this hook by themselves.
+    image of another size. A warning names an image of which MMDetection drops every box or that is
+    turned by EXIF data which leave its size, and a mask in which all is ignored. Before it starts,
+    the images and masks that data sets name are sought, see :func:`check_pairs`, and images that
+    MMPretrain leaves out. The commands in ``tools/`` set this hook by themselves.
 
     Raises:
         AnnotationError: By the data loader.
@@ -77,6 +80,14 @@ class CheckedAnnotations:
             raise AnnotationError(
                 f'{image}: its annotation says {own[0]}x{own[1]} pixels, height and width, but it '
                 f'has {size[0]}x{size[1]} (turned by its EXIF data?)'
+            )
+        if size is not None and (orientation := _orientation(image, size[0] == size[1])):
+            warnings.warn(
+                f'{image}: its EXIF data turn or mirror it (orientation {orientation}) and leave '
+                'its size as it is, so that nothing tells whether it was annotated as it is stored '
+                'or as it is shown and, unless color_type says otherwise, loaded. Look at it with '
+                'browse_dataset.py, or save it upright without EXIF data',
+                stacklevel=2,
             )
         try:
             results = self.load(results)
@@ -137,6 +148,16 @@ class CheckedAnnotations:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.load})'
+
+
+def _orientation(path: str, square: bool) -> int | None:
+    """How EXIF data turn a local image if its size does not show it: 2 to 4, of squares to 8."""
+    try:
+        with Image.open(path) as image:  # of which only the head is read
+            orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # not local, another library's, huge, or of broken EXIF data
+        return None
+    return orientation if orientation in range(2, 9 if square else 5) else None
 
 
 def _wide_mode(path: str) -> str | None:

@@ -51,6 +51,7 @@ class CheckClassesHook(Hook):
         _check(runner, 'train')
         _check_labels(runner, 'train')
         train = _classes(runner, 'train')
+        _check_folders(runner, ('train',))
         if runner.val_loop is not None:
             _check(runner, 'val')
             _check_labels(runner, 'val')
@@ -125,8 +126,12 @@ def _check(runner: Runner, split: str) -> None:
     loader = getattr(runner, f'{split}_dataloader')
     metainfo = getattr(loader.dataset, 'metainfo', None) or {}
     classes = metainfo.get('classes')
+    first = None
     for dataset in leaves(loader.dataset):
         _check_categories(dataset, split)
+        own = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+        first = first or own
+        _check_order(own, first, f'one of the {split} data sets', 'another')
     if not classes or 'thing_classes' in metainfo:
         return
     other = {

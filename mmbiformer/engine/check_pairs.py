@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from .checks import escaped
 
-HOSTS = 'mmcv', 'mmseg', 'mmbiformer'
+HOSTS = 'mmcv', 'mmdet', 'mmpretrain', 'mmseg', 'mmbiformer'
 IMAGES = (
     *('.avif', '.bmp', '.dib', '.gif', '.heic', '.heif', '.jfif', '.jp2', '.jpe', '.jpeg', '.jpg'),
     *('.jxl', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff', '.webp'),
@@ -28,9 +28,10 @@ class MissingFileError(ValueError):
 
 
 def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> None:
-    """Look at the files of MMSegmentation's data sets; leave all others alone.
+    """Look for the files of the hosts' data sets.
 
-    MMSegmentation would end at a missing file when it is its turn, and not notice a missing image.
+    They would end at a missing file when it is its turn, and MMSegmentation does not notice images
+    that it has masks of.
 
     Args:
         datasets: Data sets, built, without wrappers.
@@ -45,17 +46,19 @@ def check_pairs(datasets: Iterable[Any], split: str, others: Iterable[str]) -> N
     datasets = [
         dataset
         for dataset in datasets
-        if mmseg
-        and isinstance(dataset, mmseg.BaseSegDataset)
-        and not dataset.backend_args
+        if isinstance(dataset, BaseDataset)
+        and not getattr(dataset, 'backend_args', None)
         # One that counts or finds its items by itself may have others than are listed.
         and all(getattr(type(dataset), name) is getattr(BaseDataset, name) for name in ITEMS)
     ]
+    for dataset in datasets:
+        # What is named nowhere was listed.
+        for key in _loaded(dataset) if dataset.ann_file or _has_masks(dataset) else ():
+            _check_there(dataset, key, split)
+    datasets = [dataset for dataset in datasets if _has_masks(dataset)]
     folders = Counter(os.path.normpath(folder) for folder in others)
     folders.update(os.path.normpath(_folders(dataset)[1]) for dataset in datasets)
     for dataset in datasets:
-        for key in _loaded(dataset):
-            _check_there(dataset, key, split)
         masks = _folders(dataset)[1]
         by_folder = not dataset.ann_file or os.path.isdir(dataset.ann_file)
         own = type(dataset).load_data_list is not mmseg.BaseSegDataset.load_data_list
@@ -98,6 +101,11 @@ def tell_left_out(dataset: Any, split: str) -> None:
         )
 
 
+def _has_masks(dataset: Any) -> bool:
+    mmseg = sys.modules.get('mmseg.datasets')
+    return mmseg is not None and isinstance(dataset, mmseg.BaseSegDataset)
+
+
 def _folders(dataset: Any) -> tuple[str, str]:
     folders = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
     return tuple(folder if isinstance(folder, str) else '' for folder in folders)
@@ -120,26 +128,34 @@ def _loaded(dataset: Any) -> list[str]:
 
 def _check_there(dataset: Any, key: str, split: str) -> None:
     files = functools.cache(_files)
-    items = [dataset.get_data_info(i) for i in range(len(dataset))]
     missing = []
-    for item in items:
+    for i in range(len(dataset)):
+        item = dataset.get_data_info(i)  # of which there is no room for all
         path = item.get(key)
         if isinstance(path, str) and '://' not in path:
             folder, name = os.path.split(path)
             if name not in files(folder or '.') and not os.path.isfile(path):
-                missing.append(item)
+                missing.append((path, item.get('img_path')))
     if not missing:
         return
     what = 'images' if key == 'img_path' else 'masks'
-    for_image = '' if key == 'img_path' else f', for the image {missing[0]["img_path"]}'
-    raise MissingFileError(
-        f'{len(missing)} of {len(items)} {what} of the {split} data are not there, or no files, '
-        f'such as {missing[0][key]}{for_image}. '
-        + (f'The lines of {dataset.ann_file} are names without suffixes. ' * bool(dataset.ann_file))
-        + f"A mask has its image's name, with seg_map_suffix={dataset.seg_map_suffix!r} in the "
-        f'place of img_suffix={dataset.img_suffix!r}: mend these settings or data_prefix, add '
-        f'the files, or take the names out of {dataset.ann_file or "the folder of images"}'
+    some = ', '.join(path for path, _ in missing[:3])
+    if what == 'masks':
+        some = '{}, for the image {}'.format(*missing[0])
+    text = (
+        f'{len(missing)} of {len(dataset)} {what} of the {split} data are not there, or no files, '
+        f'such as {some}. '
     )
+    source = dataset.ann_file or 'the folder of images'
+    if _has_masks(dataset):
+        names = f'The lines of {source} are names without suffixes. ' * bool(dataset.ann_file)
+        text += (
+            f"{names}A mask has its image's name, with seg_map_suffix={dataset.seg_map_suffix!r} "
+            f'in the place of img_suffix={dataset.img_suffix!r}: mend these settings or data_prefix'
+        )
+    else:
+        text += 'Mend data_root or data_prefix of the data set'
+    raise MissingFileError(f'{text}, add the files, or take the names out of {source}')
 
 
 def _files(folder: str) -> set[str]:

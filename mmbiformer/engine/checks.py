@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import difflib
+import errno
 import importlib.util
 import inspect
+import io
 import multiprocessing
 import os
 import re
@@ -21,9 +23,12 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
 from mmengine.registry import (
+    DATA_SAMPLERS,
     DATASETS,
+    FUNCTIONS,
     HOOKS,
     LOG_PROCESSORS,
+    LOOPS,
     METRICS,
     MODELS,
     OPTIMIZERS,
@@ -37,10 +42,13 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..safe_load import CheckpointError
 from .check_coco import check_coco
 from .check_lists import check_list
+from .check_metrics import metric_problem
+from .check_widths import widths_problem
 from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
@@ -73,6 +81,10 @@ DATASET: dict[tuple[type, ...], str] = {
 }
 CHANNELS = 3
 """Of the images that our backbones take."""
+DISK = {
+    *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS),
+}
+"""Errors of disks and permissions, which are no bugs wherever they come from."""
 SPLITS = 'train', 'val', 'test'
 LISTED = 'CustomDataset', 'ImageNet', 'ImageNet21k'
 """Data sets of MMPretrain whose ann_file is a text list."""
@@ -117,8 +129,9 @@ def check_writable(folder: str, option: str = '--work-dir') -> None:
     elif not os.access(existing, os.W_OK | os.X_OK):
         reason = 'may not be written'
     else:
-        try:  # root may write everywhere, and yet not into /proc, say, or on a full disk
-            tempfile.TemporaryFile(dir=existing).close()
+        try:  # root may write everywhere, and yet not into /proc, say
+            with tempfile.TemporaryFile(dir=existing) as file:
+                file.write(b'x')  # an empty file may find room on a full disk
         except OSError as error:
             reason = f'takes no new file ({error.strerror})'
     if reason:
@@ -140,12 +153,16 @@ def check_data(cfg: Config, splits: tuple[str, ...]) -> None:
     missing = [path for path in needed if '://' not in path and not os.path.exists(path)]
     if not missing:
         _check_kinds_of_paths(cfg, splits)
+        _check_links(cfg, splits)
         problems = {path: check_coco(path, own) for path, own in _coco_files(cfg, splits).items()}
         problems |= {path: check_list(path) for path in _lists(cfg, splits)}
         for path, problem in problems.items():
             if problem:
                 raise CommandError(f'{path} cannot be used: {problem}')
         return
+    for path in missing:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
+            os.stat(path)  # or it may not be seen
     root = os.path.dirname(missing[0])
     if len(missing) > 1 and len({*map(os.path.isabs, missing)}) == 1:
         root = os.path.commonpath(missing)
@@ -180,6 +197,46 @@ def _check_kinds_of_paths(cfg: Config, splits: tuple[str, ...]) -> None:
                     f'{path} is a file; data_root and data_prefix in {split}_dataloader must name '
                     'a folder'
                 )
+
+
+def _check_links(cfg: Config, splits: tuple[str, ...]) -> None:
+    """What the hosts list, they follow links in: several that lead back are followed for years."""
+    left: dict[str, bool] = {}  # of folders that were entered
+    for _, dataset in _datasets_of(cfg, splits):
+        listed = cfg.get('default_scope') in ('mmpretrain', 'mmseg')
+        if listed and not os.path.isfile(_ann_file(dataset)):
+            for folder in filter(os.path.isdir, _paths(dataset)):
+                _enter(folder, left)
+
+
+def _enter(folder: str, left: dict[str, bool]) -> None:
+    real = os.path.realpath(folder)
+    if left.get(real) is False:
+        raise CommandError(leads_back(folder))
+    if real not in left:
+        left[real] = False
+        with os.scandir(folder) as entries:
+            inner = [
+                entry.path
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False)
+                or (entry.is_symlink() and os.path.isdir(entry.path))
+            ]
+        for path in inner:
+            _enter(path, left)
+        left[real] = True
+
+
+def leads_back(link: str) -> str:
+    """What to tell the user of a link to a folder around it.
+
+    Args:
+        link: Its path.
+    """
+    return (
+        f'{link} is a link that leads back to where it is, so that the files of its folder have no '
+        'end: remove it'
+    )
 
 
 def _lists(cfg: Config, splits: tuple[str, ...]) -> Iterator[str]:
@@ -235,21 +292,29 @@ def check_apart(cfg: Config, folder: str, option: str) -> None:
         option: The option that says where to paint.
     """
     target = Path(os.path.realpath(folder))
-    for path in [*data_paths(cfg, SPLITS), *_roots_of_images(cfg)]:
-        if os.path.isdir(path) and target.is_relative_to(os.path.realpath(path)):
+    for path, whole in _image_folders(cfg):
+        inside = os.path.isdir(path) and target.is_relative_to(os.path.realpath(path))
+        if inside and (whole or (target.is_dir() and any(target.iterdir()))):
             raise CommandError(
                 f'{option} {folder}: pictures there could replace those of the data set of '
                 f'{cfg.filename}, which are in {path}; choose a folder outside of that'
+                + ('' if whole else ', or one that is not there yet')
             )
 
 
-def _roots_of_images(cfg: Config) -> Iterator[str]:
-    """Where images are that only an annotation file names."""
-    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in SPLITS)):
-        for dataset in _datasets(loader.dataset):
-            root = dataset.get('data_root')
-            if isinstance(root, str) and dataset.get('ann_file') and not dataset.get('data_prefix'):
-                yield root
+def _image_folders(cfg: Config) -> Iterator[tuple[str, bool]]:
+    """Folders of images and masks, each with whether all in it belongs to the data.
+
+    In a root where only an annotation file tells where images are, other folders may be.
+    """
+    for _, dataset in _datasets_of(cfg, SPLITS):
+        root, prefix = dataset.get('data_root'), dataset.get('data_prefix') or {}
+        root = root if isinstance(root, str) else ''
+        parts = [*prefix.values()] if isinstance(prefix, dict) else [prefix]
+        for part in parts or [dataset.get('split') or '']:
+            path = os.path.join(root, part if isinstance(part, str) else '')
+            at_root = os.path.realpath(path) == os.path.realpath(root)
+            yield path.rstrip('/'), not (at_root and dataset.get('ann_file'))
 
 
 def check_settings(cfg: Config) -> None:
@@ -292,12 +357,38 @@ def check_training(cfg: Config) -> None:
         cfg: The whole config.
     """
     _require_settings(cfg, ('train_dataloader', 'train_cfg', 'optim_wrapper'), 'training')
+    by_epoch = cfg.train_cfg.get('by_epoch')
+    if ('type' in cfg.train_cfg) == (by_epoch is not None):
+        raise CommandError(
+            f'{cfg.filename}: train_cfg must have one of by_epoch=True, by_epoch=False and '
+            "type='...'; to take by_epoch of a base away, begin with _delete_=True"
+        )
+    needed = 'max_epochs' if by_epoch else 'max_iters'
+    if by_epoch is not None and cfg.train_cfg.get(needed) is None:
+        raise CommandError(f'{cfg.filename}: train_cfg with by_epoch={by_epoch} needs {needed}')
     for name in ('max_epochs', 'max_iters', 'val_interval'):
         value = cfg.train_cfg.get(name)
         if value is not None and (type(value) is not int or value < 1):
             raise CommandError(
                 f'{cfg.filename}: train_cfg.{name}={value!r:.80} must be a positive int'
                 + ('; --no-validate switches validation off' if name == 'val_interval' else '')
+            )
+
+
+def check_splits(cfg: Config) -> None:
+    """Raise CommandError if a split has a data loader, but no evaluator or loop, or the reverse.
+
+    Args:
+        cfg: The whole config.
+    """
+    for split in ('val', 'test'):
+        names = [f'{split}_{name}' for name in ('dataloader', 'evaluator', 'cfg')]
+        missing = [name for name in names if cfg.get(name) is None]
+        if 0 < len(missing) < len(names):
+            there = ' and '.join(name for name in names if name not in missing)
+            raise CommandError(
+                f'{cfg.filename} has {there}, but no {" and no ".join(missing)}; set all of '
+                f'{", ".join(names)} (the last may be dict()), or all to None'
             )
 
 
@@ -361,8 +452,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
     """Raise CommandError if a part of a config cannot be built, before MMEngine writes logs.
 
     The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
-    schedules are made and thrown away. Of the others, which may read data or belong to a run, only
-    names and arguments are looked at.
+    schedules are made and thrown away; a small image goes through a model around a backbone of
+    ours. Of the others, which may read data or belong to a run, only names and arguments are looked
+    at.
 
     Args:
         cfg: The whole config.
@@ -380,14 +472,22 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         if has_our_backbone(cfg):
             _load_pretrained(model.backbone, cfg)
         _check_optimizer(model, cfg)
-        del model
+        if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
+            raise CommandError(f'{cfg.filename}: {problem}')
         for part, registry, node in _parts(cfg, splits):
-            if isinstance(node, dict) and node.get('type') is not None:
-                with _blamed(cfg, part):
-                    if registry is TRANSFORMS:
-                        registry.build(node)
-                    else:
-                        _check_call(registry, node)
+            if not isinstance(node, dict):
+                continue
+            with _blamed(cfg, part):
+                if registry is TRANSFORMS:
+                    registry.build(node)
+                elif node.get('type') is not None:
+                    kind = _check_call(registry, node)
+                    if registry is METRICS and (problem := metric_problem(kind, node, model)):
+                        raise ValueError(problem)
+        for split in splits:
+            if loader := cfg.get(f'{split}_dataloader'):
+                with _blamed(cfg, f'{split}_dataloader'):
+                    _check_loader(loader)
 
 
 def _check_environment(cfg: Config) -> None:
@@ -529,6 +629,11 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
                 yield f'{split}_dataloader', DATASETS, dataset
                 for step in dataset.get('pipeline') or ():
                     yield f'{split}_dataloader', TRANSFORMS, step
+            for name in ('sampler', 'batch_sampler'):
+                yield f'{split}_dataloader', DATA_SAMPLERS, loader.get(name)
+            for name in ('collate_fn', 'worker_init_fn'):
+                yield f'{split}_dataloader', FUNCTIONS, loader.get(name)
+        yield f'{split}_cfg', LOOPS, _loop(cfg.get(f'{split}_cfg'), split)
     evaluators = [(f'{split}_evaluator', METRICS) for split in splits]
     for name, registry in (*evaluators, ('custom_hooks', HOOKS)):
         nodes = cfg.get(name) or ()
@@ -537,6 +642,16 @@ def _parts(cfg: Config, splits: tuple[str, ...]) -> Iterator[tuple[str, Registry
                 yield name, registry, node
     for name, node in (cfg.get('default_hooks') or {}).items():
         yield f'default_hooks.{name}', HOOKS, node
+
+
+def _loop(node: Any, split: str) -> Any:
+    """A loop with its type, as the Runner chooses it."""
+    if not isinstance(node, dict) or 'type' in node:
+        return node
+    if split != 'train':
+        return dict(node, type=f'{split.title()}Loop')
+    kind = 'EpochBasedTrainLoop' if node.get('by_epoch') else 'IterBasedTrainLoop'
+    return dict({name: node[name] for name in node if name != 'by_epoch'}, type=kind)
 
 
 def _check_pixels(model: nn.Module, cfg: Config) -> None:
@@ -584,8 +699,12 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
 
 
-def _check_call(registry: Registry, node: dict) -> None:
-    """Raise an error if a type or an argument is unknown, or a text or list is no number."""
+def _check_call(registry: Registry, node: dict) -> Callable:
+    """Raise an error if a type or an argument is unknown, or a text or list is no number.
+
+    Returns:
+        Callable: What the type is.
+    """
     if node.get('type') is None:
         raise KeyError(f"it has no 'type', but {dict(node)!r:.80}")
     with registry.switch_scope_and_registry(node.get('_scope_')) as found:
@@ -610,6 +729,18 @@ def _check_call(registry: Registry, node: dict) -> None:
         numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
         if numeric and isinstance(value, (str, list, dict)):
             raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
+    return kind
+
+
+def _check_loader(loader: ConfigDict) -> None:
+    """Make a data loader like it that reads nothing; what of it is torch's is known then."""
+    if 'sampler' not in loader:
+        raise KeyError('it has no sampler = dict(...)')
+    of_mmengine = {'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn'}
+    of_mmengine |= {'num_batch_per_epoch', 'disable_subprocess_warning'}
+    rest = {name: value for name, value in loader.items() if name not in of_mmengine}
+    _check_arguments(DataLoader, range(1), **rest)
+    DataLoader(range(1), **rest)
 
 
 def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
@@ -694,6 +825,39 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     text = re.search(r'(?:out of|t allocate) memory', str(error), re.IGNORECASE)
     return isinstance(error, MemoryError) or bool(text)
+
+
+def disk_problem(error: Exception) -> str | None:
+    """What to tell the user of a disk, or of permissions; None if an error is of something else.
+
+    Args:
+        error: Any error. If it does not name the file, that is one that was open where it came
+            from.
+    """
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    values = (value for frame in reversed(frames) for value in frame.f_locals.values())
+    streams = (getattr(value, 'stream', value) for value in values)  # a handler of logs has one
+    names = (
+        stream.name
+        for stream in streams
+        if isinstance(stream, io.IOBase) and hasattr(stream, 'name')
+    )
+    return file_problem(error, error.filename2 or error.filename or next(names, 'a file'))
+
+
+def file_problem(error: OSError, path: Any) -> str:
+    """What to tell the user of a file that cannot be opened, read or written.
+
+    Args:
+        error: What the system said.
+        path: The file.
+    """
+    return (
+        f'{path}: {error.strerror or error}; it must be there, of the right kind, and yours to '
+        'read or write, on a disk with room'
+    )
 
 
 def is_of_other_process(error: Exception) -> bool:

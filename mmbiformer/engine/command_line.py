@@ -4,9 +4,12 @@ import argparse
 import errno
 import fcntl
 import gc
+import json
+import logging
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -30,15 +34,19 @@ from .checks import (
     check_options,
     check_parts,
     check_settings,
+    check_splits,
     check_writable,
+    disk_problem,
     error_text,
     escaped,
+    file_problem,
     has_our_backbone,
     is_of_other_process,
     is_out_of_memory,
     type_name,
 )
 from .fake_data import SIZES
+from .files import WriteError, write_whole
 
 TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'
 """Numbers in the environment by which processes find each other."""
@@ -46,13 +54,17 @@ RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 """Where launchers say which of the processes this is."""
 STARTERS = 'tools/dist_train.sh or tools/dist_test.sh'
 
+MAX_SIDE = 2**20
+"""Of an image in pixels, as for OpenCV."""
+
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command; a user's error ends it with one message and exit status 2.
+    """Run a command; a user's error ends it with one message and exit status 2, Ctrl-C with 130.
 
     Args:
         main: The command.
     """
+    logging.raiseExceptions = False  # a log that is not written would hide what the command says
     try:
         if sys.flags.optimize > 1:  # the help is made of docstrings, here and in libraries
             raise CommandError(
@@ -68,17 +80,18 @@ def run_command(main: Callable[[], None]) -> None:
             gc.collect()
             torch.distributed.destroy_process_group()
         return
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
     except (CommandError, CheckpointError) as error:
         message = str(error)
     except OSError as error:
         files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
         # Without a name it is nothing of a user's; in a training it needs its traceback.
-        if error.filename is None or any(file.endswith('runner/runner.py') for file in files):
+        ours = error.filename is None or any(file.endswith('runner/runner.py') for file in files)
+        message = disk_problem(error) or (None if ours else file_problem(error, error.filename))
+        if message is None:
             raise
-        message = (
-            f'{error.filename}: {error.strerror or error}; it must be there, of the right kind, '
-            'and yours to read or write, on a disk with room'
-        )
     except (AssertionError, RecursionError, ValueError) as error:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         # All that MMEngine says of --cfg-options is how many values it could not unpack.
@@ -94,7 +107,12 @@ def run_command(main: Callable[[], None]) -> None:
             message = f'another process of this job ended: {text}. See its own message'
         else:
             raise
-    print(f'error: {escaped(message)}', file=sys.stderr)
+    message = f'error: {escaped(message)}'
+    print(message, file=sys.stderr)
+    # torchrun shows what is there at the end of its own report, in which the message would be lost.
+    if path := os.environ.get('TORCHELASTIC_ERROR_FILE'):
+        report = json.dumps(dict(message=message, timestamp=int(time.time())))
+        Path(path).write_text(report, encoding='utf-8')
     sys.exit(2)
 
 
@@ -152,7 +170,8 @@ def read_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is Python: anything can be wrong with it
         last_line = (str(error).strip().splitlines() or [''])[-1]
         raise CommandError(
-            f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
+            disk_problem(error)  # MMEngine copies it to read it
+            or f'{args.config} cannot be read: {type(error).__name__}: {last_line}'
         ) from error
     check_settings(cfg)
     init_cfg = (cfg.model.get('backbone') or {}).get('init_cfg')
@@ -202,6 +221,16 @@ def check_record(cfg: Config) -> None:
             f'--work-dir {cfg.work_dir}: training writes the whole config there, over {record}, '
             f'which is your own; choose another folder, such as work_dirs/{record.stem}'
         )
+
+
+class _WritesWholeConfig:
+    """A runner whose config, from which a run may go on, is no half one on a full disk."""
+
+    @master_only
+    def dump_config(self) -> None:
+        """Write it into the work folder."""
+        name = Path(self.cfg.filename or f'{self.timestamp}.py').name
+        write_whole(Path(self.work_dir, name), self.cfg.dump().encode())
 
 
 class _LeavesNoConfig:
@@ -293,6 +322,7 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
     on_cpu = cfg.launcher != 'none' and get_device() == 'cpu'
     if on_cpu:
         distribute_on_cpu(cfg)
+    check_splits(cfg)
     check_parts(cfg, splits)
     if 'train' in splits:
         claim_work_dir(cfg)
@@ -303,9 +333,11 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
                 if found.get(kind) is None:
                     raise KeyError(f'runner_type={kind} is not in the {found.name} registry')
                 kind = found.get(kind)
-        if 'train' not in splits:
-            kind = type(kind.__name__, (_LeavesNoConfig, kind), {})
+        own = _WritesWholeConfig if 'train' in splits else _LeavesNoConfig
+        kind = type(kind.__name__, (own, kind), {})
         runner = kind.from_cfg(cfg)
+    except WriteError:
+        raise
     except (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
@@ -332,8 +364,10 @@ def image_size(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
         if scope not in SIZES:
             raise CommandError(f'{cfg.filename}: default_scope={scope!r} must be one of {[*SIZES]}')
         return SIZES[scope]
-    if len(shape) > 2 or min(shape) < 1:
-        raise CommandError(f'--shape {" ".join(map(str, shape))}: give height and width in pixels')
+    if len(shape) > 2 or min(shape) < 1 or max(shape) > MAX_SIDE:
+        raise CommandError(
+            f'--shape {" ".join(map(str, shape))}: give height and width in pixels, 1 to {MAX_SIDE}'
+        )
     return shape[0], shape[-1]
 
 

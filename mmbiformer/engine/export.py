@@ -173,7 +173,20 @@ def run_onnx(path: Path) -> Runner:
 
 
 def write_package(program: ExportedProgram, path: Path, net: Exportable) -> None:
-    """Compile a graph with AOTInductor for CPU and write the package."""
+    """Compile a graph with AOTInductor for CPU and write the package.
+
+    Raises:
+        CommandError: If there is no compiler.
+    """
+    from torch._inductor import cpp_builder, exc  # which older versions lack
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise CommandError(
+            f'there is no working C++ compiler {os.environ.get("CXX", "g++")}; install one, or '
+            'name another in the environment as CXX=PATH'
+        ) from error
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 

@@ -23,7 +23,15 @@ from .check_classes_hook import ClassCountError
 from .check_finite_hook import NotFiniteError
 from .check_lists import LabelError, check_list
 from .check_pairs import MissingFileError
-from .checks import CommandError, data_paths, is_of_other_process, is_out_of_memory, not_built
+from .checks import (
+    CommandError,
+    data_paths,
+    disk_problem,
+    is_of_other_process,
+    is_out_of_memory,
+    leads_back,
+    not_built,
+)
 
 RESUME = 'If there is a checkpoint, go on from it with --resume.'
 
@@ -71,6 +79,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
     files = {code.co_filename for code in codes}
     part = _part({code.co_name for code in codes})
     resume = f' {RESUME}' if 'train' in splits else ''
+    if problem := disk_problem(error):
+        return f'{problem}.{resume}'
     if isinstance(error, CheckpointError):
         return text
     if isinstance(error, (ClassCountError, LabelError, MissingFileError)):
@@ -132,10 +142,7 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             )
         return f'{part or "a data set"} of {cfg.filename} is empty: {reason}'
     if isinstance(error, OSError) and error.errno == errno.ELOOP and error.filename:
-        return (
-            f'{_loop(error.filename)} is a link that leads back to where it is, so that the files '
-            'of its folder have no end: remove it'
-        )
+        return leads_back(_loop(error.filename))
     if any(re.search(r'/pycocotools/\w+\.pyx?$', file) for file in files):
         evaluated = tuple(split for split in splits if split != 'train') or splits
         paths = [path for path in data_paths(cfg, evaluated) if path.endswith('.json')]

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
+from typing import Any
 
 from ..safe_load import CheckpointError
 
@@ -23,7 +25,8 @@ def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
         WriteError: If it cannot be written. Nothing is left of it then.
     """
     path = Path(path)
-    partial_path = path.with_name(f'{path.name}.partial')
+    # No user's name, and the same each time: what a killed process left is replaced.
+    partial_path = path.with_name(f'.{path.name}.mmbiformer.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial_path, 'wb') as file:
@@ -40,3 +43,19 @@ def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
             f'{path} cannot be written ({len(content) / 1e6:.0f} MB): {error.strerror or error}. '
             + (advice or 'Make room, or choose another place')
         ) from error
+
+
+def write_figure(path: str | Path, figure: Any, dpi: int) -> None:
+    """Write a figure of matplotlib as :func:`write_whole` does.
+
+    Args:
+        path: Where to; its suffix tells the format.
+        figure: The figure.
+        dpi: Pixels per inch.
+
+    Raises:
+        WriteError: If it cannot be written. Nothing is left of it then.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, dpi=dpi, format=Path(path).suffix[1:])
+    write_whole(path, content.getvalue())

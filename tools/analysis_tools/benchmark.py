@@ -33,6 +33,7 @@ from mmbiformer.engine.command_line import (
 )
 from mmbiformer.engine.fake_data import fake_batch
 
+MOST = 10**6
 DTYPES = dict(fp16=torch.float16, bf16=torch.bfloat16)
 
 
@@ -48,8 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--warm-up', type=int, default=3, help='batches before them (default: 3)')
     parser.add_argument('--no-training', action='store_true', help='time prediction only')
     args = parser.parse_args()
-    if min(args.batch_size, args.repeats) < 1 or args.warm_up < 0:
-        parser.error('--batch-size and --repeats must be positive, --warm-up must not be negative')
+    if not (0 < args.batch_size <= MOST and 0 < args.repeats <= MOST and 0 <= args.warm_up <= MOST):
+        parser.error(f'--batch-size and --repeats must be from 1 to {MOST}, --warm-up from 0')
     return args
 
 
@@ -125,7 +126,16 @@ def main() -> None:
     rows = []
     for name, (prepare, step) in steps.items():
         prepare()
-        rows.append((name, *measure(name, step, args, device)))
+        try:
+            rows.append((name, *measure(name, step, args, device)))
+        except ValueError as error:
+            if 'more than 1 value per channel' not in str(error):
+                raise
+            raise CommandError(
+                f'{args.batch_size} image(s) of {size[0]}x{size[1]} leave one value a channel, by '
+                'which BatchNorm cannot train; give a larger --batch-size or --shape, or '
+                '--no-training'
+            ) from error
     print(
         f'{Path(args.config).stem}: {args.batch_size} image(s) of {size[0]}x{size[1]}, '
         f'{args.amp or "float32"}, {where}, torch {torch.__version__}, '

@@ -10,7 +10,7 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.checks import CommandError, check_apart, check_data
+from mmbiformer.engine.checks import CommandError, check_apart, check_data, check_writable
 from mmbiformer.engine.command_line import add_config_options, read_config, run_command
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.host_tools import run_host_tool
@@ -35,6 +35,7 @@ def main() -> None:
         check_data(cfg, ('train',))
         if args.output_dir is not None:
             check_apart(cfg, args.output_dir, '--output-dir')
+            check_writable(args.output_dir, '--output-dir')
     with faults_explained(cfg, ('train',)):
         run_host_tool(cfg, PATHS)
 

@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mmbiformer.engine.checks import CommandError, check_writable
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.files import write_figure
 
 HEADLINES = ('mAP', 'mIoU', 'top1')
 """How the metrics end that are drawn unless others are asked for."""
@@ -38,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_run(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+def read_run(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and values of each number that a run logged.
 
     Args:
@@ -54,7 +55,7 @@ def read_run(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         path = logs[-1]
     if not path.is_file():
         raise CommandError(f'there is no file or folder {path}')
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
     try:
         text = path.read_text()
     except UnicodeDecodeError as error:
@@ -63,20 +64,24 @@ def read_run(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         ) from error
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            record = json.loads(line)
-            step = record['step']
-        except (ValueError, KeyError, TypeError) as error:
+            record = json.loads(line).items()
+            numbers = {key: float(x) for key, x in record if isinstance(x, (int, float))}
+            step = numbers['step']
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
             raise CommandError(f'{path}, line {number}: not a record of MMEngine') from error
-        for key, value in record.items():
-            if isinstance(value, (int, float)):
-                steps, values = curves.setdefault(key, ([], []))
-                steps.append(step)
-                values.append(value)
+        for key, value in numbers.items():
+            steps, values = curves.setdefault(key, ([], []))
+            steps.append(step)
+            values.append(value)
+    if not curves:
+        raise CommandError(f'{path} is empty: nothing was logged yet, or the disk was full')
     return curves
 
 
 def check_out(path: Path) -> None:
     """Raise CommandError unless a picture of this name can be written."""
+    if path.is_dir():
+        raise CommandError(f'--out {path} is a folder; give FOLDER/NAME.png')
     endings = [f'.{name}' for name in sorted(FigureCanvasAgg.get_supported_filetypes())]
     if path.suffix.lower() not in endings:
         raise CommandError(f'--out {path}: the file must end in one of {", ".join(endings)}')
@@ -117,8 +122,7 @@ def main() -> None:
         axis.legend(frameon=False, fontsize='small')
         axis.grid(alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=120)
+    write_figure(args.out, figure, dpi=120)
     print(f'drew {len(keys)} curve(s) of {len(runs)} run(s): {args.out}')
 
 
