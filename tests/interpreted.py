@@ -146,6 +146,8 @@ def main():
         for region, topk in (((2, 2), 4), ((4, 4), 1)):
             tensors = Case(query=(4, 8), region=region, topk=topk, batch=1).tensors(dtype)
             maps = [x.requires_grad_() for x in tensors[:3]]
+            out = routed_attention(*tensors, num_heads=2, region_size=region)
+            assert type(out.grad_fn).__name__ == '_FusedAttentionBackward'  # past torch.library
             torch.library.opcheck(
                 schema.fused_attention, (*maps, tensors[3], 2, region, region, 0.3)
             )

@@ -267,9 +267,9 @@ def test_full_disk_of_logs(tmp_path):
     config = write_config(tmp_path)
     for limit, file in (
         (config.stat().st_size - 1, '/.*/toy.py'),  # of which MMEngine makes a copy
-        (config.stat().st_size, f'{tmp_path}/work/.*/vis_data/config.py'),  # with all defaults
+        (config.stat().st_size, f'{tmp_path}/run/.*/vis_data/config.py'),  # with all defaults
     ):
-        out = run(config, tmp_path / 'work', status=2, limit=limit)
+        out = run(config, tmp_path / 'run', status=2, limit=limit)
         assert re.search(f'error: {file}: File too large; ', out), out
         assert 'Traceback' not in out and 'Logging error' not in out
 
