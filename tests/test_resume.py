@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import errno
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from torch import nn
 from mmbiformer.checkpoint import check_fit
 from mmbiformer.engine import checkpoint_hook
 from mmbiformer.engine.checkpoint_hook import (
+    AtomicBackend,
     CheckpointHook,
     _check_optimizer_state,
     check_resumable,
@@ -132,6 +135,74 @@ def test_odd_names_do_not_block(tmp_path):
     for text in ('', '/', '..', 'x' * 5000, 'x/' * 5000, 'a\0b', str(tmp_path / 'epoch_3.pth')):
         (tmp_path / 'last_checkpoint').write_text(text)
         assert find_whole_checkpoint(tmp_path) == (whole, [])
+
+
+def test_a_note_of_the_last_checkpoint_that_has_no_end(tmp_path):
+    """It may come with a folder from someone else; nobody would write into the pipe."""
+    whole, note = write(tmp_path / 'epoch_1.pth', WHOLE), tmp_path / 'last_checkpoint'
+    os.mkfifo(note)
+    with ends_within(5):
+        assert find_whole_checkpoint(tmp_path) == (whole, [])
+    note.unlink()
+    note.symlink_to('/dev/zero')
+    with ends_within(5):
+        assert find_whole_checkpoint(tmp_path) == (whole, [])
+    note.unlink()
+    with note.open('wb') as file:
+        file.truncate(2**40)
+    with ends_within(5):
+        assert find_whole_checkpoint(tmp_path) == (whole, [])
+
+
+@contextlib.contextmanager
+def ends_within(seconds):
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_links_in_a_folder_from_someone_else(tmp_path):
+    """Where they lead nothing is lost, neither by a half checkpoint nor by the lock."""
+    victim = tmp_path / 'victim'
+    victim.write_text('precious')
+    partial = tmp_path / '.epoch_1.pth.mmbiformer.partial'
+    partial.symlink_to(victim)
+    AtomicBackend().put(b'new', tmp_path / 'epoch_1.pth')
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == b'new'
+    assert not (tmp_path / 'epoch_1.pth').is_symlink()
+    os.mkfifo(partial)
+    with ends_within(5):
+        AtomicBackend().put(b'newer', tmp_path / 'epoch_1.pth')
+    cfg = Config(dict(work_dir=str(tmp_path), launcher='none'))
+    lock = tmp_path / '.lock'
+    lock.symlink_to(victim)
+    for _ in range(2):
+        with pytest.raises(CommandError, match=r'/\.lock is no plain file; remove it, or'):
+            claim_work_dir(cfg)
+        lock.unlink()
+        os.mkfifo(lock)
+    assert victim.read_text() == 'precious'
+
+
+@pytest.mark.parametrize('code', ['ENOLCK', 'EOPNOTSUPP'])
+def test_disk_without_locks(code, tmp_path, monkeypatch):
+    """As some networks' disks: the run goes on, and says so."""
+
+    def refuse(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr('fcntl.lockf', refuse)
+    runner = train(write_config(tmp_path), tmp_path / 'work')
+    assert runner.epoch == 1
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert f'a disk that cannot lock files ({os.strerror(getattr(errno, code))})' in log
 
 
 def test_checkpoints_of_an_earlier_run_are_told_of(tmp_path):

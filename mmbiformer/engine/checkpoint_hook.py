@@ -33,6 +33,7 @@ from .files import write_whole
 
 # What torch's optimizers count or average for a parameter of any shape.
 COUNTERS = {'step', 'eta', 'mu', 'mu_product'}
+MAX_PATH = 2**16  # characters of the path in a file last_checkpoint
 # What changes in schedulers as they go, or is in the optimizer too.
 PROGRESS = {'base_values', 'best', 'cooldown_counter', 'num_bad_epochs'}
 
@@ -239,9 +240,11 @@ def find_whole_checkpoint(
         CheckpointError: If there are checkpoints, but none of this run that is whole.
     """
     folders = [Path(path) for path in (out_dir, folder) if path is not None]
-    last = Path()
+    last, note = Path(), Path(folder, 'last_checkpoint')
     with contextlib.suppress(OSError, UnicodeDecodeError):  # may itself be missing or damaged
-        last = Path((Path(folder) / 'last_checkpoint').read_text().strip())
+        if note.is_file():  # no pipe, which one would wait for
+            with note.open() as file:
+                last = Path(file.read(MAX_PATH).strip())
     # A run that was copied must not go on from the one it was copied from.
     found = [own / last.name for own in folders]
     elsewhere = os.path.isfile(last) and not any(

@@ -273,7 +273,7 @@ def check_environment(launcher: str) -> None:
         ) from error
 
 
-def claim_work_dir(cfg: Config) -> None:
+def claim_work_dir(cfg: Config) -> str | None:
     """Keep other trainings out of the work folder until this process ends, however it ends.
 
     Two at once would write the same files: half checkpoints under whole names, in the end.
@@ -281,13 +281,20 @@ def claim_work_dir(cfg: Config) -> None:
     Args:
         cfg: The whole config.
 
+    Returns:
+        str | None: What to tell the user where the disk has no locks.
+
     Raises:
         CommandError: If another process trains there.
     """
     path = os.path.join(os.path.abspath(cfg.work_dir), '.lock')
     if os.environ.get(RANKS.get(cfg.launcher, ''), '0') != '0' or path in _CLAIMED:
-        return
+        return None
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
+        # In a folder from someone else a link may lead to a file of the user's.
+        raise CommandError(f'{path} is no plain file; remove it, or choose another --work-dir')
+    warning = None
     file = open(path, 'a+')  # noqa: SIM115  (closed, it would be free)
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which no forked worker inherits
@@ -299,11 +306,15 @@ def claim_work_dir(cfg: Config) -> None:
                 f'({file.read(300) or "of an unknown process"}); wait until it ends or end it, '
                 'or choose another --work-dir'
             ) from error
-        # Else the disk has no locks, as some networks' disks: all is as it would be without.
+        warning = (
+            f'{cfg.work_dir} is on a disk that cannot lock files ({error.strerror}): nothing would '
+            'keep a second training out of it; see to it that there is none.'
+        )
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
     _CLAIMED[path] = file
+    return warning
 
 
 _CLAIMED: dict[str, Any] = {}
@@ -324,8 +335,7 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
         distribute_on_cpu(cfg)
     check_splits(cfg)
     check_parts(cfg, splits)
-    if 'train' in splits:
-        claim_work_dir(cfg)
+    warning = claim_work_dir(cfg) if 'train' in splits else None
     try:
         kind = cfg.get('runner_type', Runner)
         if isinstance(kind, str):
@@ -342,6 +352,8 @@ def build_runner(cfg: Config, splits: tuple[str, ...] = SPLITS) -> Runner:
         raise CommandError(f'{cfg.filename} cannot be built: {error_text(error)}') from error
     runner.register_hook(CheckClassesHook())
     runner.register_hook(CheckAnnotationsHook())
+    if warning is not None:
+        runner.logger.warning(warning)
     if on_cpu:
         runner.logger.warning(
             f'No GPU: {runner.world_size} processes on CPU with the backend gloo.'

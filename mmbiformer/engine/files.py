@@ -29,7 +29,9 @@ def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
     partial_path = path.with_name(f'.{path.name}.mmbiformer.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_path, 'wb') as file:
+        # In a folder from someone else it may be a link, at whose end a user's file would be lost.
+        partial_path.unlink(missing_ok=True)
+        with open(partial_path, 'xb') as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # before the rename: a power cut must not swap them
