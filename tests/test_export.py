@@ -422,6 +422,32 @@ def test_a_wrong_file_is_not_kept(tool, tmp_path, monkeypatch):
     assert (tmp_path / 'a.partial.onnx').read_text() == "the user's own"
 
 
+def test_what_a_killed_export_left_goes_with_the_next(tool, tmp_path, monkeypatch):
+    seen = []
+
+    def write(program, path, net):
+        path.write_bytes(b'half')
+        seen.append(sorted(path.relative_to(tmp_path) for path in tmp_path.rglob('*')))
+        if len(seen) == 1:
+            raise SystemExit
+
+    config = toy_config(tmp_path, CLASSIFIER)
+    command = ('export_onnx.py', config, '--out', tmp_path / 'a.onnx', '--shape', '33')
+    monkeypatch.setattr(export, 'write_onnx', write)
+    monkeypatch.setattr(export, 'run_onnx', lambda path: None)
+    monkeypatch.setattr(export, 'check', lambda net, run, size: 'equal')
+    monkeypatch.setattr(export, 'trace', lambda net, size: None)
+    with monkeypatch.context() as killed:
+        killed.setattr('shutil.rmtree', lambda *args, **kwargs: None)
+        killed.setattr('tempfile.TemporaryDirectory.cleanup', lambda self: None)
+        with pytest.raises(SystemExit):
+            tool(*command)
+    assert len([*tmp_path.iterdir()]) == 2
+    tool(*command)
+    assert seen[1] == seen[0]
+    assert {path.name for path in tmp_path.iterdir()} == {config.name, 'a.onnx'}
+
+
 @pytest.mark.slow
 def test_package_of_the_command(tool, tmp_path, capsys):
     config = toy_config(tmp_path, CLASSIFIER)

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import os
 import re
-import tempfile
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -323,12 +323,18 @@ def run_export(
 
     program = trace(net, size)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder of its own first: what is interrupted or wrong leaves no file.
-    with tempfile.TemporaryDirectory(dir=args.out.parent) as folder:
-        partial = Path(folder, args.out.name)
+    # In a folder of its own first: what is interrupted or wrong leaves no file. Its name is no
+    # user's, and the same each time: what a killed process left is replaced.
+    folder = args.out.with_name(f'.{args.out.name}.mmbiformer.partial')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        partial = folder / args.out.name
         write(program, partial, net)
         result = check(net, load(partial), size)
         os.replace(partial, args.out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
     sides = 'height, width' if net.any_size else f'{size[0]}, {size[1]}'
     print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {note}')
