@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import train
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from toy_training import config_text
 
 from mmbiformer.datasets import SEGMENTATION_CLASSES, ShapesSpec, make_shapes
 from mmbiformer.engine.checks import build_model
@@ -250,6 +253,52 @@ def test_two_processes_repeat_themselves(task, tmp_path):
         assert reverted == (task == 'segmentation')
         assert log.count('2 processes on CPU with the backend gloo') == 1
     assert_same(weights(tmp_path / 'first'), weights(tmp_path / 'second'))
+
+
+@pytest.fixture(scope='module')
+def one_epoch(tmp_path_factory):
+    """A toy config, and the work folder of one process."""
+    folder = tmp_path_factory.mktemp('toy')
+    config = folder / 'toy.py'
+    config.write_text(config_text())
+    options = ('--no-validate', '--cfg-options', 'train_cfg.max_epochs=1')
+    train(config, folder / 'work', *options)
+    return config, folder / 'work'
+
+
+TOY = dict(PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / 'tests')]))
+RESUME = ('--resume', '--no-validate', '--cfg-options', 'train_cfg.max_epochs=2')
+
+
+def test_resumed_by_another_number_of_processes(one_epoch, tmp_path):
+    config, source = one_epoch
+    work = shutil.copytree(source, tmp_path / 'work')
+    log = finish(start('tools/dist_train.sh', config, 2, '--work-dir', work, *RESUME, **TOY))
+    assert log.count('is of 1 processes, this run has 2: random numbers and the order of') == 1
+    meta = safe_load(work / 'epoch_2.pth')['meta']
+    assert (meta['epoch'], meta['iter']) == (2, 4 + 2)
+
+
+def test_nodes_of_which_one_has_no_checkpoint(one_epoch, tmp_path):
+    """As with disks of their own: it would start anew, and the others wait for it at the end."""
+    config, source = one_epoch
+    shutil.copytree(source, tmp_path / '0')
+    port = str(free_port())
+    nodes = [
+        start(
+            *('tools/dist_train.sh', config, 1, '--work-dir', tmp_path / rank, *RESUME),
+            **dict(TOY, NNODES='2', NODE_RANK=rank, PORT=port),
+        )
+        for rank in '01'
+    ]
+    try:
+        logs = [finish(node, status=1) for node in reversed(nodes)]
+    finally:
+        for node in nodes:
+            node.kill()
+    for log in logs:
+        assert 'the processes are not at the same point: at iterations 4, 0. They must' in log
+    assert not [*tmp_path.glob('*/epoch_2.pth')]
 
 
 @pytest.mark.parametrize('config', CONFIGS)

@@ -229,6 +229,7 @@ def test_only_the_best_of_this_run_is_removed(tmp_path):
         runner = SimpleNamespace(
             work_dir=str(tmp_path / 'run'),
             _resume=False,
+            iter=0,
             logger=SimpleNamespace(info=print),
             message_hub=SimpleNamespace(runtime_info={key: path, 'keep_ckpt_ids': '../other'}),
             train_loop=None,

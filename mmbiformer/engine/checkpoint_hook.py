@@ -77,6 +77,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Take over the writing of local files and the order of the data; restore what resumed."""
+        _check_same_point(runner)
         info = runner.message_hub.runtime_info
         steps = info.get('keep_ckpt_ids')
         if not isinstance(steps, list) or not all(type(step) is int for step in steps):
@@ -474,6 +475,21 @@ def _alike(own: Any, saved: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     return f'{type(error).__name__}: {str(error)[:200]}'
+
+
+def _check_same_point(runner: Runner) -> None:
+    """Raise CheckpointError if processes are to go on from different checkpoints.
+
+    As where each node has a disk of its own, and only the first one's holds any: the others would
+    start anew, with weights of their own, and wait for the first at the end.
+    """
+    iterations = all_gather_object(runner.iter)
+    if len({*iterations}) > 1:
+        raise CheckpointError(
+            'the processes are not at the same point: at iterations '
+            f'{", ".join(map(str, iterations))}. They must find the same checkpoint: let the nodes '
+            'share the work folder, or copy it from the first node to the others'
+        )
 
 
 def _warn_if_finished(runner: Runner) -> None:
