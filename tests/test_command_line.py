@@ -70,7 +70,7 @@ def test_resume_refuses_another_model(tmp_path):
     path = tmp_path / 'other.pth'
     state = {'backbone.conv1.weight': torch.zeros(1)}
     torch.save(dict(meta={}, message_hub={}, optimizer={}, state_dict=state), path)
-    cfg = Config(dict(resume=True, load_from=str(path)))
+    cfg = Config(dict(resume=True, load_from=str(path), work_dir=str(tmp_path)))
     with pytest.raises(CheckpointError, match=r'other\.pth.* is not a model around'):
         make_resumable(cfg)
 

@@ -317,6 +317,26 @@ def test_one_training_at_a_time_in_a_folder(tmp_path):
     assert os.listdir(work) == ['.lock']
 
 
+def test_half_checkpoints_of_a_killed_run_go(tmp_path):
+    """Not all are written again: those of the best one, say."""
+    half = tmp_path / 'work' / '.best_toy_epoch_3.pth.mmbiformer.partial'
+    half.parent.mkdir()
+    half.write_bytes(b'half')
+    train(write_config(tmp_path), half.parent, resume='auto')
+    assert (half.parent / 'epoch_1.pth').exists() and not half.exists()
+
+
+def test_folder_of_checkpoints_that_cannot_be_written(tmp_path):
+    """Said at once, not when the first is written."""
+    (tmp_path / 'file').touch()
+    cfg = config(tmp_path / 'work')
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', out_dir=str(tmp_path / 'file'))
+    with pytest.raises(CommandError, match=r'file is a file; choose another default_hooks\.checkp'):
+        make_resumable(cfg)
+    cfg.default_hooks.checkpoint.out_dir = 's3://bucket/runs'
+    make_resumable(cfg)
+
+
 def test_last_checkpoint_is_whole(tmp_path, monkeypatch):
     """It is written like a checkpoint. An empty one would make an earlier run's files the last."""
     written = []

@@ -29,7 +29,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from ..checkpoint import check_fit
 from ..registry import HOOKS
 from ..safe_load import CheckpointError, controls_terminal, safe_load
-from .files import write_whole
+from .files import PARTIAL, write_whole
 
 # What torch's optimizers count or average for a parameter of any shape.
 COUNTERS = {'step', 'eta', 'mu', 'mu_product'}
@@ -87,6 +87,10 @@ class CheckpointHook(MMEngineCheckpointHook):
         if type(self.file_backend) is LocalBackend:
             self.file_backend = AtomicBackend()
             self.backend_args = dict(backend='AtomicBackend')
+            if is_main_process():  # what a killed run left, as large as a checkpoint
+                for path in Path(self.out_dir).glob(f'.*.pth{PARTIAL}'):
+                    with contextlib.suppress(OSError):
+                        path.unlink()
         loop = runner.train_loop
         if runner._resume:
             _warn_if_finished(runner)

@@ -421,13 +421,16 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
         list[str]: What to tell the user about damaged files, and those of an earlier run.
 
     Raises:
-        CommandError: If what is removed under the name of an old checkpoint would be a new one.
+        CommandError: If what is removed under the name of an old checkpoint would be a new one, or
+            no checkpoint could be written.
     """
     hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
     if hook is not None and type_name(hook) in ('CheckpointHook', 'mmengine.CheckpointHook'):
         hook.type = 'mmbiformer.CheckpointHook'
     _check_names(cfg, hook or {})
+    if '://' not in (folder := _checkpoint_folder(cfg)):  # else hours would pass until the first
+        check_writable(folder, 'default_hooks.checkpoint.out_dir')
     register_safe_loader()
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'

@@ -25,6 +25,7 @@ from ..checkpoint import check_fit, load_whole_model
 from ..models.hierarchical import HierarchicalBackbone
 from .checks import CommandError, build_model, check_backbone, check_file, check_writable
 from .command_line import add_config_options, image_size, read_config
+from .files import PARTIAL
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -325,7 +326,7 @@ def run_export(
     args.out.parent.mkdir(parents=True, exist_ok=True)
     # In a folder of its own first: what is interrupted or wrong leaves no file. Its name is no
     # user's, and the same each time: what a killed process left is replaced.
-    folder = args.out.with_name(f'.{args.out.name}.mmbiformer.partial')
+    folder = args.out.with_name(f'.{args.out.name}{PARTIAL}')
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:

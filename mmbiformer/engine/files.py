@@ -8,6 +8,9 @@ from typing import Any
 
 from ..safe_load import CheckpointError
 
+PARTIAL = '.mmbiformer.partial'
+"""How names of files end that are not whole yet; no user's do."""
+
 
 class WriteError(CheckpointError):
     """A file could not be written; the message says which, why and what to do."""
@@ -25,8 +28,8 @@ def write_whole(path: str | Path, content: bytes, advice: str = '') -> None:
         WriteError: If it cannot be written. Nothing is left of it then.
     """
     path = Path(path)
-    # No user's name, and the same each time: what a killed process left is replaced.
-    partial_path = path.with_name(f'.{path.name}.mmbiformer.partial')
+    # The same name each time: what a killed process left is replaced.
+    partial_path = path.with_name(f'.{path.name}{PARTIAL}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In a folder from someone else it may be a link, at whose end a user's file would be lost.
