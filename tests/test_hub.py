@@ -131,6 +131,13 @@ def test_timm_tells_stl_and_stl_nchw_apart(part, tmp_path):
             create('biformer_stl_nchw', **options)
 
 
+def test_timm_runs_nothing_of_a_file(released):
+    """Its own option, which does not come by our reader: older ones ran what a file says."""
+    with pytest.raises(RuntimeError, match='weights_only=True blocked'):
+        timm.create_model('biformer_tiny', checkpoint_path=released)
+    assert Canary.marks == []
+
+
 # mmpretrain
 
 
