@@ -110,6 +110,9 @@ TEXTS = {
     'lists.py': config_text()
     + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
     "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'priority.py': config_text() + "custom_hooks = [dict(type='EMAHook', priority='TOP')]\n",
+    'average.py': config_text() + "custom_hooks = [dict(type='EMAHook', momentum=2)]\n",
+    'monitor.py': config_text() + "custom_hooks = [dict(type='EarlyStoppingHook', monitr='toy')]\n",
     'step.json': '{"step": "1", "loss": 2}',
     'long.json': f'{{"step": 1, "loss": {"9" * 400}}}',
     'deep.json': '[' * 100_000,
@@ -243,6 +246,13 @@ COMMANDS = {
             ('default_hooks.logger=3', 'default_hooks.logger=3 must be a dict'),
             ('default_hooks.logger.interva=3', 'default_hooks.logger', 'interva', 'LoggerHook'),
             ('default_hooks.checkpoint.interval=abc', 'checkpoint', "interval='abc'", 'an int'),
+            ('default_hooks.checkpoint.interval=1.5', 'interval=1.5', 'must be an int'),
+            ('default_hooks.checkpoint.interval=0', 'checkpoint of', 'interval=0 must be a positi'),
+            ('default_hooks.checkpoint.max_keep_ckpts=0', 'max_keep_ckpts=0', '-1 for all'),
+            ('default_hooks.checkpoint.intervall=3', "takes no argument 'intervall'"),
+            ('default_hooks.checkpoint.rule=best', 'checkpoint of', "rule='best'"),
+            ('default_hooks.logger.interval=0', 'logger of', 'greater than 0', 'interval=0)'),
+            ('default_hooks.timer.interval=3', 'default_hooks.timer of', "it has no 'type'"),
             ('custom_hooks=3', 'custom_hooks=3 must be a list'),
             ('custom_hooks=[EMAHook]', "custom_hooks[0]='EMAHook' must be a dict"),
             ('load_from=5', 'load_from=5 must be a str'),
@@ -303,6 +313,9 @@ COMMANDS = {
             ('visualizer.vis_backends.type=AimVisBackend', 'AimVisBackend in', 'pip install aim'),
         ]
     },
+    'priority of a hook': ('train', ['priority.py'], 'custom_hooks of priority.py', 'TOP'),
+    'momentum': ('train', ['average.py'], 'custom_hooks of average.py', 'but got 2', 'momentum=2)'),
+    'argument of a hook': ('train', ['monitor.py'], 'custom_hooks of monitor.py', "'monitr'"),
     'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),
     'convert as': ('convert_checkpoint', ['other.pth', 'x.SAFETENSORS'], 'x.SAFET', 'in .pth or'),
     'publish as': ('publish_model', ['other.pth', 'x.safetensors'], 'x.safetensors', 'in .pth'),

@@ -65,10 +65,19 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Resumed on the same number of ranks, a run equals one that was not killed as far as the device's
     kernels are deterministic. Arguments are those of MMEngine's hook.
+
+    Raises:
+        ValueError: If an argument is unknown, or ``interval`` or ``max_keep_ckpts`` is 0, by which
+            MMEngine's would write none but the last, or keep all.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args:  # MMEngine's would fail at them when it first writes
+            raise ValueError(f'CheckpointHook takes no argument {next(iter(self.args))!r}')
+        for name, meaning in (('interval', 'none but the last'), ('max_keep_ckpts', 'all')):
+            if getattr(self, name) == 0:
+                raise ValueError(f'{name}=0 must be a positive int, or -1 for {meaning}')
         self._states: list[dict] | None = None  # to be saved, one a rank
         self._before_val: dict | None = None
         self._resumed: dict | None = None

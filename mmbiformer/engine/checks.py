@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
@@ -39,15 +40,16 @@ from mmengine.registry import (
     Registry,
     init_default_scope,
 )
-from mmengine.runner import Runner
+from mmengine.runner import Runner, get_priority
 from mmengine.utils.dl_utils import set_multi_processing
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..safe_load import CheckpointError
 from .check_coco import check_coco
 from .check_lists import check_list
-from .check_metrics import metric_problem
+from .check_metrics import check_metric
 from .check_widths import widths_problem
 from .fake_data import SIZES
 
@@ -453,8 +455,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
 
     The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
     schedules are made and thrown away; a small image goes through a model around a backbone of
-    ours. Of the others, which may read data or belong to a run, only names and arguments are looked
-    at.
+    ours. So are hooks of ours and of hosts, and metrics of which it is known what they give, by
+    which the best checkpoint may be chosen. Of the others, which may read data or belong to a run,
+    only names and arguments are looked at.
 
     Args:
         cfg: The whole config.
@@ -474,16 +477,20 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         _check_optimizer(model, cfg)
         if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
             raise CommandError(f'{cfg.filename}: {problem}')
+        metrics: list[set[str] | None] = []  # of the validation
         for part, registry, node in _parts(cfg, splits):
             if not isinstance(node, dict):
                 continue
             with _blamed(cfg, part):
                 if registry is TRANSFORMS:
                     registry.build(node)
+                elif registry is HOOKS:
+                    _check_hook(node, model, metrics)
                 elif node.get('type') is not None:
                     kind = _check_call(registry, node)
-                    if registry is METRICS and (problem := metric_problem(kind, node, model)):
-                        raise ValueError(problem)
+                    if registry is METRICS:
+                        names = check_metric(kind, node, model)
+                        metrics += [names] if part == 'val_evaluator' else []
         for split in splits:
             if loader := cfg.get(f'{split}_dataloader'):
                 with _blamed(cfg, f'{split}_dataloader'):
@@ -699,6 +706,38 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
 
 
+def _check_hook(node: dict, model: nn.Module, metrics: list[set[str] | None]) -> None:
+    """Make a hook of ours or of a host, which do no more then than look at their arguments.
+
+    Args:
+        node: Its part of the config.
+        model: The whole model.
+        metrics: For each evaluator the names of what it gives, None where they are not known.
+    """
+    kind = _check_call(HOOKS, node)
+    node = dict(node)
+    get_priority(node.pop('priority', 50))
+    if kind.__module__.split('.')[0] not in ('mmbiformer', 'mmengine', *SIZES):
+        return
+    try:
+        hook = HOOKS.build(node)
+        if isinstance(hook, EMAHook):
+            MODELS.build(hook.ema_cfg, default_args=dict(model=model))
+    except Exception as error:
+        given = ', '.join(f'{name}={node[name]!r:.80}' for name in node if name != '_scope_')
+        raise ValueError(f'{error_text(error)} (given: {given})') from error
+    if not metrics or None in metrics:
+        return
+    known = {'auto'}.union(*metrics)
+    for name in ('save_best', 'monitor'):  # of checkpoints, and of early stopping
+        value = getattr(hook, name, None) or []
+        for wanted in [value] if isinstance(value, str) else value:
+            if wanted not in known:
+                raise ValueError(
+                    f'{name}={wanted!r}, but val_evaluator gives {sorted(known - {"auto"})}'
+                )
+
+
 def _check_call(registry: Registry, node: dict) -> Callable:
     """Raise an error if a type or an argument is unknown, or a text or list is no number.
 
@@ -727,7 +766,8 @@ def _check_call(registry: Registry, node: dict) -> Callable:
         # Of others, annotations may be less than the truth.
         trusted = kind.__module__.split('.')[0] in ('mmbiformer', 'mmengine', 'torch', *SIZES)
         numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
-        if numeric and isinstance(value, (str, list, dict)):
+        whole = registry is HOOKS and {*kinds} <= {int, type(None)}  # intervals, which are modulos
+        if numeric and isinstance(value, (str, list, dict, *([float] if whole else []))):
             raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
     return kind
 
@@ -779,11 +819,13 @@ def _unnoticed() -> Iterator[None]:
     """Let what is built for a look neither log nor draw random numbers that the run would miss."""
     name = 'mmbiformer.checks'
     MMLogger.get_instance(name, log_level='CRITICAL')  # the last one made is the current one
+    Visualizer.get_instance(name)  # for hooks, which ask for the current one
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         MMLogger._instance_dict.pop(name)
+        Visualizer._instance_dict.pop(name)
 
 
 def has_our_backbone(cfg: Config) -> bool:
