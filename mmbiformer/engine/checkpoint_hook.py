@@ -121,7 +121,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the random state, as plain data."""
         if self._states is not None:
-            seed = getattr(_sampler(runner.train_loop.dataloader), 'seed', None)
+            seed = getattr(sampler_of(runner.train_loop.dataloader), 'seed', None)
             checkpoint['random_state'] = dict(ranks=self._states, sampler_seed=seed)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -161,7 +161,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 paths[metric] = None
 
     def _restore(self, runner: Runner, saved: dict) -> None:
-        sampler = _sampler(runner.train_loop.dataloader)
+        sampler = sampler_of(runner.train_loop.dataloader)
         try:
             if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
                 sampler.seed = operator.index(saved['sampler_seed'])
@@ -566,7 +566,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state['cuda'].cpu())
 
 
-def _sampler(loader: DataLoader) -> Any:
+def sampler_of(loader: DataLoader) -> Any:
     """The sampler of a data loader; one with a batch sampler hides it there."""
     batch_sampler = getattr(loader, 'batch_sampler', None)
     return getattr(batch_sampler, 'sampler', None) or loader.sampler
