@@ -164,6 +164,12 @@ COMMANDS = {
     'convert to folder': ('convert_checkpoint', ['whole.pth', '.'], '. is a folder; give FOLDER/'),
     'convert to no folder': ('convert_checkpoint', ['whole.pth', 'new.pth/'], 'new.pth/ is a f'),
     'convert to link': ('convert_checkpoint', ['whole.pth', 'link.pth'], 'exists already'),
+    **{
+        f'{tool} of a URL': (
+            f'{tool}', ['https://host/a.pth', 'x.pth'], 'SRC: https://host/a.pth is no file; downl',
+        )
+        for tool in ('convert_checkpoint', 'publish_model')
+    },
     'convert nothing': ('convert_checkpoint', ['names.pth', 'x.pth'], 'names.pth', 'no tensors'),
     'convert to': ('convert_checkpoint', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
     'publish to': ('publish_model', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),

@@ -40,13 +40,13 @@ from mmengine.registry import (
     Registry,
     init_default_scope,
 )
-from mmengine.runner import Runner, get_priority
+from mmengine.runner import Runner, get_priority, load_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..safe_load import CheckpointError
+from ..checkpoint import named
 from .check_coco import check_coco
 from .check_lists import check_list
 from .check_metrics import check_metric
@@ -101,17 +101,19 @@ class CommandError(Exception):
     """What the user must mend; shown as one message, without a traceback."""
 
 
-def check_file(path: str, what: str) -> None:
-    """Raise CommandError unless there is such a file; http(s) URLs pass.
+def check_file(path: str, what: str, urls: bool = True) -> None:
+    """Raise CommandError unless there is such a file.
 
     Args:
         path: Path or URL.
         what: What the file is, for the message.
+        urls: Whether http(s) URLs will do. Defaults to True.
     """
-    if path.startswith(('http://', 'https://')):
+    if urls and path.startswith(('http://', 'https://')):
         return
     if '://' in path:
-        raise CommandError(f'{what}: {path} is no file or http(s) URL; download it first')
+        wanted = 'file or http(s) URL' if urls else 'file'
+        raise CommandError(f'{what}: {path} is no {wanted}; download it first')
     if not Path(path).expanduser().is_file():
         raise CommandError(f'{what}: there is no file {path}')
 
@@ -473,7 +475,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         model = build_model(cfg)
         _check_pixels(model, cfg)
         if has_our_backbone(cfg):
-            _load_pretrained(model.backbone, cfg)
+            _load_pretrained(model.backbone)
+            if 'train' in splits:
+                _load_whole(model, cfg)
         _check_optimizer(model, cfg)
         if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
             raise CommandError(f'{cfg.filename}: {problem}')
@@ -783,15 +787,18 @@ def _check_loader(loader: ConfigDict) -> None:
     DataLoader(range(1), **rest)
 
 
-def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
+def _load_pretrained(backbone: nn.Module) -> None:
     init_cfg = getattr(backbone, 'init_cfg', None)
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
-        return
-    try:
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         backbone.init_weights()
-    except CheckpointError as error:
-        path = init_cfg['checkpoint']
-        raise CommandError(str(error) if str(path) in str(error) else f'{path}: {error}') from error
+
+
+def _load_whole(model: nn.Module, cfg: Config) -> None:
+    """What a run begins with; of what it resumes, other checks know more."""
+    path = cfg.get('load_from')
+    if path and '://' not in path and not cfg.get('resume'):
+        with named(path):
+            load_checkpoint(model, path, 'cpu', logger='silent', revise_keys=[(r'^module\.', '')])
 
 
 @contextlib.contextmanager
