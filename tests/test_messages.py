@@ -261,6 +261,7 @@ COMMANDS = {
             ('default_hooks.timer.interval=3', 'default_hooks.timer of', "it has no 'type'"),
             ('custom_hooks=3', 'custom_hooks=3 must be a list'),
             ('custom_hooks=[EMAHook]', "custom_hooks[0]='EMAHook' must be a dict"),
+            ('optim_wrapper.clip_grad.max_norm=-1', 'optim_wrapper of', 'max_norm=-1 must be a nu'),
             ('load_from=5', 'load_from=5 must be a str'),
             ('resume=maybe', "resume='maybe' must be a bool"),
             ('optim_wrapper.optimizer.type=AdamV', 'optim_wrapper', 'AdamV is not in', 'Mend'),
@@ -295,6 +296,7 @@ COMMANDS = {
     **{
         f'set {value}': ('train', ['toy.py', '--cfg-options', value], *parts)
         for value, *parts in [
+            ('load_from=', 'load_from: there is no file'),
             ('=3', '--cfg-options =3: give KEY=VALUE'),
             ('model.=3', '--cfg-options model.=3: give KEY=VALUE'),
             ('train_dataloders.batch_size=1', 'no train_dataloders; did you mean train_dataload'),

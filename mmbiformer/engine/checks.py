@@ -697,6 +697,10 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             function = getattr(nn.utils, f'clip_grad_{clip.pop("type", "norm")}_')
             if unknown := clip.keys() - inspect.signature(function).parameters:
                 raise ValueError(f'clip_grad takes no argument {unknown.pop()!r}')
+            for name in ('max_norm', 'clip_value'):  # below, gradients would change their sign
+                value = clip.get(name, 1)
+                if not (isinstance(value, (int, float)) and value > 0):
+                    raise ValueError(f'clip_grad.{name}={value!r:.80} must be a number above 0')
         if cfg.get('launcher', 'none') != 'none' and not torch.distributed.is_initialized():
             return  # some optimizers speak to the other processes
         wrapper = build_optim_wrapper(model, node)

@@ -447,7 +447,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     if cfg.resume:
         cfg.load_from = resume
         return told
-    if cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
+    if cfg.get('load_from') is not None and '://' not in cfg.load_from and has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told + _earlier_run(cfg)
