@@ -3,12 +3,13 @@
 Ours are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and ``head.fc.…``.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def adapt_backbone_state(
     if problems := _misfits(needed, given):
         raise CheckpointError(
             f'the weights of the {_family(own)} are damaged, or not all there: {problems}. Choose '
-            'another file.'
+            'another file. (A part that is meant to be one: {**model.state_dict(), **part}.)'
         )
     sources = {version: source for source, version in LEPE_VERSIONS.items()}
     there, here = sources.get(local_metadata.get('version')), sources.get(module._version)
@@ -260,6 +261,24 @@ def check_fit(
         )
 
 
+def check_weights(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise CheckpointError if there are weights that no model of ours takes, whatever its config.
+
+    Args:
+        weights: Tensors by name, of a whole model.
+        path: Where they were loaded from, for the message.
+    """
+    floating = {
+        name: torch.empty(value.shape, dtype=torch.float32, device='meta')
+        for name, value in weights.items()
+        if value.is_floating_point() or '.stages.' in name or name.endswith(('.weight', '.bias'))
+    }
+    if problems := _misfits(floating, weights):
+        raise CheckpointError(
+            f'{path}: weights are damaged, or quantized: {problems}. Choose another file'
+        )
+
+
 def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str | None:
     """What keeps weights from being loaded as they are, for a message.
 
@@ -281,6 +300,21 @@ def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> str | None:
             problems.append(f'{name} is not finite: it holds NaN or is too large')
     more = f' and {len(problems) - 3} more' if len(problems) > 3 else ''
     return ', '.join(problems[:3]) + more if problems else None
+
+
+@contextlib.contextmanager
+def named(path: Any) -> Iterator[None]:
+    """Let errors about what a file holds begin with its name.
+
+    Args:
+        path: Path or URL of the file.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f'{path}: {error}') from error
 
 
 def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """What the checks before a run must leave alone: all that MMEngine and the hosts take."""
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
@@ -12,8 +14,10 @@ from torch import nn
 from torch.optim import SGD
 from toy_training import config_text
 
+from mmbiformer.checkpoint import register_safe_loader
 from mmbiformer.engine.checks import (
     CommandError,
+    build_model,
     check_apart,
     check_parts,
     check_settings,
@@ -27,6 +31,7 @@ from mmbiformer.engine.command_line import (
     random_weights_message,
 )
 from mmbiformer.models import BiFormer
+from mmbiformer.safe_load import CheckpointError
 
 HOSTS = {
     'mmdet': [
@@ -89,6 +94,21 @@ def test_several_optimizers(cfg, schedule):
     cfg.param_scheduler = schedule
     check_settings(cfg)
     check_parts(cfg)
+
+
+def test_weights_to_begin_with(cfg, tmp_path):
+    """Of other classes, say, but with the whole backbone."""
+    state = build_model(copy.deepcopy(cfg)).state_dict()
+    cfg.load_from = str(tmp_path / 'x.pth')
+    register_safe_loader()
+    torch.save(dict(state_dict=dict(state, other=torch.ones(1))), cfg.load_from)
+    check_parts(cfg)
+    for value in (torch.full((32,), torch.nan), torch.ones(2)):
+        state['backbone.stages.0.0.norm2.weight'] = value
+        torch.save(dict(state_dict=state), cfg.load_from)
+        with pytest.raises(CheckpointError, match=r'x\.pth: .*: stages\.0\.0\.norm2\.weight is'):
+            check_parts(cfg)
+        check_parts(cfg, ('test',))
 
 
 def test_what_is_not_used(cfg):

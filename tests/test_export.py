@@ -385,11 +385,15 @@ def test_stl_and_stl_nchw_are_told_apart(backbone_only, tmp_path):
 def test_checkpoint_of_another_model(tool, tmp_path):
     config = toy_config(tmp_path, CLASSIFIER)
     out = tmp_path / 'a.onnx'
-    checkpoint = tmp_path / 'model.pth'
+    checkpoint, bad = tmp_path / 'model.pth', tmp_path / 'bad.pth'
     save_checkpoint(toy_config(tmp_path, 'configs/debiformer_t_in1k.py'), checkpoint)
-    with pytest.raises(CheckpointError, match='is of a DeBiFormer'):
+    with pytest.raises(CheckpointError, match=r'model\.pth: .* is of a DeBiFormer'):
         tool('export_onnx.py', config, checkpoint, '--out', out)
     model = save_checkpoint(config, checkpoint)
+    name = 'backbone.stages.0.0.norm1.weight'
+    torch.save(dict(state_dict={**model.state_dict(), name: torch.full((32,), torch.nan)}), bad)
+    with pytest.raises(CheckpointError, match=r'bad\.pth: .* is not finite'):
+        tool('export_onnx.py', config, bad, '--out', out)
     # MMEngine would leave them at random
     with pytest.raises(CheckpointError, match=r'norm0\.weight is missing'):
         dense = toy_config(tmp_path, 'configs/sfpn_biformer_t_ade20k.py')

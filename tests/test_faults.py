@@ -488,6 +488,30 @@ def test_settings_that_mmengine_reads_late(name, tmp_path):
     assert (tmp_path / 'work').exists() == (name in ('best', 'argument'))
 
 
+BATCHES = dict(batch_size=9, drop_last=True)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_no_batch(split, tmp_path):
+    """A training would end at once, and write a checkpoint of no step."""
+    options = {f'{split}_dataloader.{name}': value for name, value in BATCHES.items()}
+    config, test = write_config(tmp_path), split == 'test'
+    found = message_of(config, tmp_path / 'work', options, test)
+    assert f'{split}_dataloader of {config} cannot be built: it has no batch: batch_size=9' in found
+    assert 'drop_last=True, but 8 images a process; lower batch_size or set' in found
+    assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_batches_without_end(tmp_path):
+    """Of more images than there are."""
+    cfg = Config.fromfile(write_config(tmp_path, by_epoch=False))
+    cfg.work_dir, cfg.launcher = str(tmp_path / 'work'), 'none'
+    cfg.train_dataloader.update(BATCHES)
+    cfg.train_cfg.max_iters = 1
+    cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    assert build_runner(cfg, ('train',)).train() is not None
+
+
 def test_image_that_a_test_cannot_read(half_without_boxes, tmp_path):
     """There is nothing to resume."""
     for image in (half_without_boxes.parent / 'shapes/val').iterdir():

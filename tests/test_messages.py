@@ -110,6 +110,9 @@ TEXTS = {
     'lists.py': config_text()
     + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
     "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'priority.py': config_text() + "custom_hooks = [dict(type='EMAHook', priority='TOP')]\n",
+    'average.py': config_text() + "custom_hooks = [dict(type='EMAHook', momentum=2)]\n",
+    'monitor.py': config_text() + "custom_hooks = [dict(type='EarlyStoppingHook', monitr='toy')]\n",
     'step.json': '{"step": "1", "loss": 2}',
     'long.json': f'{{"step": 1, "loss": {"9" * 400}}}',
     'deep.json': '[' * 100_000,
@@ -161,6 +164,12 @@ COMMANDS = {
     'convert to folder': ('convert_checkpoint', ['whole.pth', '.'], '. is a folder; give FOLDER/'),
     'convert to no folder': ('convert_checkpoint', ['whole.pth', 'new.pth/'], 'new.pth/ is a f'),
     'convert to link': ('convert_checkpoint', ['whole.pth', 'link.pth'], 'exists already'),
+    **{
+        f'{tool} of a URL': (
+            f'{tool}', ['https://host/a.pth', 'x.pth'], 'SRC: https://host/a.pth is no file; downl',
+        )
+        for tool in ('convert_checkpoint', 'publish_model')
+    },
     'convert nothing': ('convert_checkpoint', ['names.pth', 'x.pth'], 'names.pth', 'no tensors'),
     'convert to': ('convert_checkpoint', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
     'publish to': ('publish_model', ['other.pth', 'toy.py/x.pth'], 'is a file', 'another DST'),
@@ -243,8 +252,16 @@ COMMANDS = {
             ('default_hooks.logger=3', 'default_hooks.logger=3 must be a dict'),
             ('default_hooks.logger.interva=3', 'default_hooks.logger', 'interva', 'LoggerHook'),
             ('default_hooks.checkpoint.interval=abc', 'checkpoint', "interval='abc'", 'an int'),
+            ('default_hooks.checkpoint.interval=1.5', 'interval=1.5', 'must be an int'),
+            ('default_hooks.checkpoint.interval=0', 'checkpoint of', 'interval=0 must be a positi'),
+            ('default_hooks.checkpoint.max_keep_ckpts=0', 'max_keep_ckpts=0', '-1 for all'),
+            ('default_hooks.checkpoint.intervall=3', "takes no argument 'intervall'"),
+            ('default_hooks.checkpoint.rule=best', 'checkpoint of', "rule='best'"),
+            ('default_hooks.logger.interval=0', 'logger of', 'greater than 0', 'interval=0)'),
+            ('default_hooks.timer.interval=3', 'default_hooks.timer of', "it has no 'type'"),
             ('custom_hooks=3', 'custom_hooks=3 must be a list'),
             ('custom_hooks=[EMAHook]', "custom_hooks[0]='EMAHook' must be a dict"),
+            ('optim_wrapper.clip_grad.max_norm=-1', 'optim_wrapper of', 'max_norm=-1 must be a nu'),
             ('load_from=5', 'load_from=5 must be a str'),
             ('resume=maybe', "resume='maybe' must be a bool"),
             ('optim_wrapper.optimizer.type=AdamV', 'optim_wrapper', 'AdamV is not in', 'Mend'),
@@ -279,6 +296,7 @@ COMMANDS = {
     **{
         f'set {value}': ('train', ['toy.py', '--cfg-options', value], *parts)
         for value, *parts in [
+            ('load_from=', 'load_from: there is no file'),
             ('=3', '--cfg-options =3: give KEY=VALUE'),
             ('model.=3', '--cfg-options model.=3: give KEY=VALUE'),
             ('train_dataloders.batch_size=1', 'no train_dataloders; did you mean train_dataload'),
@@ -303,6 +321,9 @@ COMMANDS = {
             ('visualizer.vis_backends.type=AimVisBackend', 'AimVisBackend in', 'pip install aim'),
         ]
     },
+    'priority of a hook': ('train', ['priority.py'], 'custom_hooks of priority.py', 'TOP'),
+    'momentum': ('train', ['average.py'], 'custom_hooks of average.py', 'but got 2', 'momentum=2)'),
+    'argument of a hook': ('train', ['monitor.py'], 'custom_hooks of monitor.py', "'monitr'"),
     'base of itself': ('train', ['loop.py'], 'loop.py cannot be read', '_base_ name itself?'),
     'convert as': ('convert_checkpoint', ['other.pth', 'x.SAFETENSORS'], 'x.SAFET', 'in .pth or'),
     'publish as': ('publish_model', ['other.pth', 'x.safetensors'], 'x.safetensors', 'in .pth'),

@@ -90,6 +90,23 @@ PARTS = {
         'toy.py', ['val_evaluator.topk=(1,100)'],
         'val_evaluator of', 'Top-100 accuracy is unavailable', 'categories is 7',
     ),
+    'items': (
+        'maskrcnn_toy.py', ['val_evaluator.metric_items=[mAP,mAP_90]'],
+        'val_evaluator of', "metric_items has 'mAP_90', but there are ['mAP', ",
+    ),
+    'best of detection': (
+        'maskrcnn_toy.py', ['default_hooks.checkpoint.save_best=bbox_mAP'],
+        'default_hooks.checkpoint of', "save_best='bbox_mAP', but", "'coco/bbox_mAP'",
+    ),
+    'best of segmentation': (
+        'upernet_toy.py', ['default_hooks.checkpoint.save_best=mIou',
+                           'default_hooks.checkpoint.rule=greater'],
+        'default_hooks.checkpoint of', "save_best='mIou', but", "['aAcc', 'mAcc', 'mIoU']",
+    ),
+    'best of classification': (
+        'toy.py', ['default_hooks.checkpoint.save_best=accuracy/top5'],
+        'default_hooks.checkpoint of', "save_best='accuracy/top5', but", "['accuracy/top1']",
+    ),
     'metric of another': (
         'toy.py', ['val_evaluator.type=mmseg.IoUMetric'],
         'val_evaluator of', 'IoUMetric is a metric of mmseg', 'results of mmpretrain',
@@ -194,6 +211,33 @@ def test_what_the_image_may_be_too_small_for(data, monkeypatch):
     cfg = Config.fromfile('upernet_toy.py')
     cfg.model.auxiliary_head.loss_decode.class_weight = [1.0]
     check_parts(cfg)
+
+
+@pytest.mark.parametrize(
+    ('config', 'best'),
+    [
+        ('maskrcnn_toy.py', ['coco/bbox_mAP', 'coco/segm_mAP_s']),
+        ('upernet_toy.py', 'mIoU'),
+        ('toy.py', 'accuracy/top1'),
+        ('toy.py', 'auto'),
+    ],
+)
+def test_what_is_best(config, best, data, monkeypatch):
+    monkeypatch.chdir(data)
+    cfg = Config.fromfile(config)
+    drop_amp_without_gpu(cfg)
+    cfg.default_hooks.checkpoint.save_best = best
+    check_parts(cfg)
+    cfg.custom_hooks = [dict(type='EarlyStoppingHook', monitor='mAP')]
+    with pytest.raises(CommandError, match=r"custom_hooks of .* monitor='mAP', but val_evaluator"):
+        check_parts(cfg)
+    cfg.custom_hooks = []
+    cfg.default_hooks.checkpoint.update(save_best='abc', rule='less')
+    with pytest.raises(CommandError, match="save_best='abc', but val_evaluator gives"):
+        check_parts(cfg)
+    if config == 'toy.py':
+        cfg.val_evaluator = dict(type='MultiLabelMetric')  # of which nothing is known
+        check_parts(cfg)
 
 
 def test_no_sampler(data, monkeypatch):

@@ -272,6 +272,27 @@ def test_publish_refuses_odd_files(checkpoint, message, tool, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
 
 
+@pytest.mark.parametrize('name', ['convert_checkpoint.py', 'publish_model.py'])
+@pytest.mark.parametrize(
+    ('part', 'value', 'message'),
+    [
+        (NORM, torch.tensor([1, torch.nan]), 'is not finite'),
+        ('head.fc.bias', torch.tensor([torch.inf]), 'is not finite'),
+        ('head.fc.bias', torch.tensor([1e300], dtype=torch.float64), 'is not finite'),
+        (NORM, torch.ones(2, dtype=torch.int8), 'is of torch.int8 instead of torch.float32'),
+        ('head.fc.weight', torch.ones(2, dtype=torch.int8), 'is of torch.int8 instead'),
+    ],
+)
+def test_weights_that_nothing_could_load(name, part, value, message, tool, tmp_path):
+    steps = {'backbone.norm.num_batches_tracked': torch.tensor(3), 'head.index': torch.arange(3)}
+    torch.save(dict(state_dict={**STATE, **steps, part: value}), tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=rf'x\.pth: weights are .*: {part} {message}'):
+        tool(name, tmp_path / 'x.pth', tmp_path / 'y.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['x.pth']
+    torch.save(dict(state_dict={**STATE, **steps}), tmp_path / 'x.pth')
+    tool(name, tmp_path / 'x.pth', tmp_path / 'y.pth')
+
+
 def test_full_disk(tool, tmp_path):
     """One message; no half file under any name."""
     source = tmp_path / 'source.pth'

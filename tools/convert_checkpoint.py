@@ -17,7 +17,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from mmbiformer.checkpoint import load_whole_model, register_safe_loader
+from mmbiformer.checkpoint import check_weights, load_whole_model, register_safe_loader
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.engine.files import write_whole
@@ -29,7 +29,7 @@ SLACK = 2**24  # bytes that a file may grow beyond twice its size
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('src', type=Path, metavar='SRC', help="the authors' file, or one of ours")
+    parser.add_argument('src', metavar='SRC', help="the authors' file, or one of ours")
     parser.add_argument('dst', metavar='DST', help='file to write')
     return parser.parse_args()
 
@@ -41,6 +41,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     weights = OrderedDict(
         (name, value) for name, value in state_dict.items() if isinstance(value, torch.Tensor)
     )
+    check_weights(weights, path)
     weights._metadata = getattr(state_dict, '_metadata', OrderedDict())
     return weights
 
@@ -97,7 +98,8 @@ def main() -> None:
         raise CommandError(f'{args.dst} exists already; remove it or choose another name')
     if args.dst.suffix not in ('.pth', '.pt', '.safetensors'):
         raise CommandError(f'{args.dst}: give DST a name in .pth or .safetensors')
-    check_file(str(args.src), 'SRC')
+    check_file(args.src, 'SRC', urls=False)
+    args.src = Path(args.src).expanduser()
     check_writable(str(args.dst.parent), 'DST')
     register_safe_loader()
     state_dict = load_weights(args.src)

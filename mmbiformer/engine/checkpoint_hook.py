@@ -66,10 +66,19 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Resumed on the same number of ranks, a run equals one that was not killed as far as the device's
     kernels are deterministic. Arguments are those of MMEngine's hook.
+
+    Raises:
+        ValueError: If an argument is unknown, or ``interval`` or ``max_keep_ckpts`` is 0, by which
+            MMEngine's would write none but the last, or keep all.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.args:  # MMEngine's would fail at them when it first writes
+            raise ValueError(f'CheckpointHook takes no argument {next(iter(self.args))!r}')
+        for name, meaning in (('interval', 'none but the last'), ('max_keep_ckpts', 'all')):
+            if getattr(self, name) == 0:
+                raise ValueError(f'{name}=0 must be a positive int, or -1 for {meaning}')
         self._states: list[dict] | None = None  # to be saved, one a rank
         self._before_val: dict | None = None
         self._resumed: dict | None = None
@@ -118,7 +127,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the random state, as plain data."""
         if self._states is not None:
-            seed = getattr(_sampler(runner.train_loop.dataloader), 'seed', None)
+            seed = getattr(sampler_of(runner.train_loop.dataloader), 'seed', None)
             checkpoint['random_state'] = dict(ranks=self._states, sampler_seed=seed)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -158,7 +167,7 @@ class CheckpointHook(MMEngineCheckpointHook):
                 paths[metric] = None
 
     def _restore(self, runner: Runner, saved: dict) -> None:
-        sampler = _sampler(runner.train_loop.dataloader)
+        sampler = sampler_of(runner.train_loop.dataloader)
         try:
             if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
                 sampler.seed = operator.index(saved['sampler_seed'])
@@ -580,7 +589,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state['cuda'].cpu())
 
 
-def _sampler(loader: DataLoader) -> Any:
+def sampler_of(loader: DataLoader) -> Any:
     """The sampler of a data loader; one with a batch sampler hides it there."""
     batch_sampler = getattr(loader, 'batch_sampler', None)
     return getattr(batch_sampler, 'sampler', None) or loader.sampler

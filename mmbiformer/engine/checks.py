@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseDataPreprocessor
 from mmengine.optim import OptimWrapperDict, build_optim_wrapper
@@ -39,15 +40,16 @@ from mmengine.registry import (
     Registry,
     init_default_scope,
 )
-from mmengine.runner import Runner
+from mmengine.runner import Runner, get_priority, load_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..safe_load import CheckpointError
+from ..checkpoint import named
 from .check_coco import check_coco
 from .check_lists import check_list
-from .check_metrics import metric_problem
+from .check_metrics import check_metric
 from .check_widths import widths_problem
 from .fake_data import SIZES
 
@@ -99,17 +101,19 @@ class CommandError(Exception):
     """What the user must mend; shown as one message, without a traceback."""
 
 
-def check_file(path: str, what: str) -> None:
-    """Raise CommandError unless there is such a file; http(s) URLs pass.
+def check_file(path: str, what: str, urls: bool = True) -> None:
+    """Raise CommandError unless there is such a file.
 
     Args:
         path: Path or URL.
         what: What the file is, for the message.
+        urls: Whether http(s) URLs will do. Defaults to True.
     """
-    if path.startswith(('http://', 'https://')):
+    if urls and path.startswith(('http://', 'https://')):
         return
     if '://' in path:
-        raise CommandError(f'{what}: {path} is no file or http(s) URL; download it first')
+        wanted = 'file or http(s) URL' if urls else 'file'
+        raise CommandError(f'{what}: {path} is no {wanted}; download it first')
     if not Path(path).expanduser().is_file():
         raise CommandError(f'{what}: there is no file {path}')
 
@@ -453,8 +457,9 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
 
     The model (on the CPU, in each process), the weights of its backbone, transforms, optimizer and
     schedules are made and thrown away; a small image goes through a model around a backbone of
-    ours. Of the others, which may read data or belong to a run, only names and arguments are looked
-    at.
+    ours. So are hooks of ours and of hosts, and metrics of which it is known what they give, by
+    which the best checkpoint may be chosen. Of the others, which may read data or belong to a run,
+    only names and arguments are looked at.
 
     Args:
         cfg: The whole config.
@@ -470,20 +475,26 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         model = build_model(cfg)
         _check_pixels(model, cfg)
         if has_our_backbone(cfg):
-            _load_pretrained(model.backbone, cfg)
+            _load_pretrained(model.backbone)
+            if 'train' in splits:
+                _load_whole(model, cfg)
         _check_optimizer(model, cfg)
         if has_our_backbone(cfg) and (problem := widths_problem(model, cfg)):
             raise CommandError(f'{cfg.filename}: {problem}')
+        metrics: list[set[str] | None] = []  # of the validation
         for part, registry, node in _parts(cfg, splits):
             if not isinstance(node, dict):
                 continue
             with _blamed(cfg, part):
                 if registry is TRANSFORMS:
                     registry.build(node)
+                elif registry is HOOKS:
+                    _check_hook(node, model, metrics)
                 elif node.get('type') is not None:
                     kind = _check_call(registry, node)
-                    if registry is METRICS and (problem := metric_problem(kind, node, model)):
-                        raise ValueError(problem)
+                    if registry is METRICS:
+                        names = check_metric(kind, node, model)
+                        metrics += [names] if part == 'val_evaluator' else []
         for split in splits:
             if loader := cfg.get(f'{split}_dataloader'):
                 with _blamed(cfg, f'{split}_dataloader'):
@@ -686,6 +697,10 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             function = getattr(nn.utils, f'clip_grad_{clip.pop("type", "norm")}_')
             if unknown := clip.keys() - inspect.signature(function).parameters:
                 raise ValueError(f'clip_grad takes no argument {unknown.pop()!r}')
+            for name in ('max_norm', 'clip_value'):  # below, gradients would change their sign
+                value = clip.get(name, 1)
+                if not (isinstance(value, (int, float)) and value > 0):
+                    raise ValueError(f'clip_grad.{name}={value!r:.80} must be a number above 0')
         if cfg.get('launcher', 'none') != 'none' and not torch.distributed.is_initialized():
             return  # some optimizers speak to the other processes
         wrapper = build_optim_wrapper(model, node)
@@ -697,6 +712,38 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
         with _blamed(cfg, 'param_scheduler'):
             _check_call(PARAM_SCHEDULERS, schedule)
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
+
+
+def _check_hook(node: dict, model: nn.Module, metrics: list[set[str] | None]) -> None:
+    """Make a hook of ours or of a host, which do no more then than look at their arguments.
+
+    Args:
+        node: Its part of the config.
+        model: The whole model.
+        metrics: For each evaluator the names of what it gives, None where they are not known.
+    """
+    kind = _check_call(HOOKS, node)
+    node = dict(node)
+    get_priority(node.pop('priority', 50))
+    if kind.__module__.split('.')[0] not in ('mmbiformer', 'mmengine', *SIZES):
+        return
+    try:
+        hook = HOOKS.build(node)
+        if isinstance(hook, EMAHook):
+            MODELS.build(hook.ema_cfg, default_args=dict(model=model))
+    except Exception as error:
+        given = ', '.join(f'{name}={node[name]!r:.80}' for name in node if name != '_scope_')
+        raise ValueError(f'{error_text(error)} (given: {given})') from error
+    if not metrics or None in metrics:
+        return
+    known = {'auto'}.union(*metrics)
+    for name in ('save_best', 'monitor'):  # of checkpoints, and of early stopping
+        value = getattr(hook, name, None) or []
+        for wanted in [value] if isinstance(value, str) else value:
+            if wanted not in known:
+                raise ValueError(
+                    f'{name}={wanted!r}, but val_evaluator gives {sorted(known - {"auto"})}'
+                )
 
 
 def _check_call(registry: Registry, node: dict) -> Callable:
@@ -727,7 +774,8 @@ def _check_call(registry: Registry, node: dict) -> Callable:
         # Of others, annotations may be less than the truth.
         trusted = kind.__module__.split('.')[0] in ('mmbiformer', 'mmengine', 'torch', *SIZES)
         numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
-        if numeric and isinstance(value, (str, list, dict)):
+        whole = registry is HOOKS and {*kinds} <= {int, type(None)}  # intervals, which are modulos
+        if numeric and isinstance(value, (str, list, dict, *([float] if whole else []))):
             raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
     return kind
 
@@ -743,15 +791,18 @@ def _check_loader(loader: ConfigDict) -> None:
     DataLoader(range(1), **rest)
 
 
-def _load_pretrained(backbone: nn.Module, cfg: Config) -> None:
+def _load_pretrained(backbone: nn.Module) -> None:
     init_cfg = getattr(backbone, 'init_cfg', None)
-    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
-        return
-    try:
+    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
         backbone.init_weights()
-    except CheckpointError as error:
-        path = init_cfg['checkpoint']
-        raise CommandError(str(error) if str(path) in str(error) else f'{path}: {error}') from error
+
+
+def _load_whole(model: nn.Module, cfg: Config) -> None:
+    """What a run begins with; of what it resumes, other checks know more."""
+    path = cfg.get('load_from')
+    if path and '://' not in path and not cfg.get('resume'):
+        with named(path):
+            load_checkpoint(model, path, 'cpu', logger='silent', revise_keys=[(r'^module\.', '')])
 
 
 @contextlib.contextmanager
@@ -779,11 +830,13 @@ def _unnoticed() -> Iterator[None]:
     """Let what is built for a look neither log nor draw random numbers that the run would miss."""
     name = 'mmbiformer.checks'
     MMLogger.get_instance(name, log_level='CRITICAL')  # the last one made is the current one
+    Visualizer.get_instance(name)  # for hooks, which ask for the current one
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         MMLogger._instance_dict.pop(name)
+        Visualizer._instance_dict.pop(name)
 
 
 def has_our_backbone(cfg: Config) -> bool:

@@ -21,12 +21,13 @@ from mmengine.device import get_device
 from mmengine.dist import master_only
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import BatchSampler, DataLoader
 
 from ..checkpoint import AUTHORS_URLS, load_whole_model, register_safe_loader
 from ..safe_load import CheckpointError
 from .check_annotations_hook import CheckAnnotationsHook
 from .check_classes_hook import CheckClassesHook
-from .checkpoint_hook import check_resumable, find_whole_checkpoint
+from .checkpoint_hook import check_resumable, find_whole_checkpoint, sampler_of
 from .checks import (
     SPLITS,
     CommandError,
@@ -223,7 +224,24 @@ def check_record(cfg: Config) -> None:
         )
 
 
-class _WritesWholeConfig:
+class _HasBatches:
+    """A runner that stops at a data loader without a batch: it would end without a word."""
+
+    def build_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build it, and count its batches."""
+        loader = super().build_dataloader(*args, **kwargs)
+        sampler, batches = sampler_of(loader), loader.batch_sampler
+        endless = hasattr(sampler, '_indices_of_rank')  # as InfiniteSampler
+        if isinstance(batches, BatchSampler) and not len(batches) and not endless:
+            raise ValueError(
+                f'it has no batch: batch_size={batches.batch_size} and '
+                f'drop_last={batches.drop_last}, but {len(sampler)} images a process; lower '
+                'batch_size or set drop_last=False'
+            )
+        return loader
+
+
+class _WritesWholeConfig(_HasBatches):
     """A runner whose config, from which a run may go on, is no half one on a full disk."""
 
     @master_only
@@ -233,7 +251,7 @@ class _WritesWholeConfig:
         write_whole(Path(self.work_dir, name), self.cfg.dump().encode())
 
 
-class _LeavesNoConfig:
+class _LeavesNoConfig(_HasBatches):
     """A runner that tests: its config, which the log has, could train nothing more."""
 
     def dump_config(self) -> None:
@@ -444,7 +462,7 @@ def make_resumable(cfg: Config, resume: str | None = None) -> list[str]:
     if cfg.resume:
         cfg.load_from = resume
         return told
-    if cfg.get('load_from') and '://' not in cfg.load_from and has_our_backbone(cfg):
+    if cfg.get('load_from') is not None and '://' not in cfg.load_from and has_our_backbone(cfg):
         check_file(cfg.load_from, 'load_from')
         load_whole_model(cfg.load_from)
     return told + _earlier_run(cfg)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import check_fit, load_whole_model
+from ..checkpoint import check_fit, load_whole_model, named
 from ..models.hierarchical import HierarchicalBackbone
 from .checks import CommandError, build_model, check_backbone, check_file, check_writable
 from .command_line import add_config_options, image_size, read_config
@@ -108,7 +108,8 @@ def _load(model: nn.Module, path: str) -> None:
     state = OrderedDict((name.removeprefix('module.'), given[name]) for name in given)
     state._metadata = getattr(given, '_metadata', OrderedDict())  # tells STL from STL-nchw
     try:
-        model.load_state_dict(state, strict=False)
+        with named(path):
+            model.load_state_dict(state, strict=False)
     except RuntimeError as error:  # of shapes
         lines = str(error).splitlines()
         raise CommandError(f'{path} does not fit the config: {lines[-1].strip()}') from error

@@ -11,7 +11,7 @@ from torch.nn.modules import module as module_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import adapt_backbone_state
+from ..checkpoint import adapt_backbone_state, named
 from ..layers import DepthwiseConv2d, LayerNorm
 from ..layers.inplace import add, reused_memory
 from ..ops.regions import ceil_div, eager
@@ -128,6 +128,13 @@ class HierarchicalBackbone(BaseModule):
 
         self._register_load_state_dict_pre_hook(adapt_backbone_state, with_module=True)
         self._freeze()
+
+    def init_weights(self) -> None:
+        """Do as ``init_cfg`` says; an error about a file of weights names it."""
+        settings = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        paths = [each['checkpoint'] for each in settings if 'checkpoint' in each]
+        with named(' or '.join(paths)):
+            super().init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mmbiformer.checkpoint import load_whole_model, register_safe_loader
+from mmbiformer.checkpoint import check_weights, load_whole_model, register_safe_loader
 from mmbiformer.engine.checks import CommandError, check_file, check_writable
 from mmbiformer.engine.command_line import run_command
 from mmbiformer.engine.files import write_whole
@@ -28,7 +28,7 @@ KEPT = ('cfg', 'class_folders', 'dataset_meta', 'epoch', 'iter', 'mmengine_versi
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('src', type=Path, metavar='SRC', help='checkpoint of a training')
+    parser.add_argument('src', metavar='SRC', help='checkpoint of a training')
     parser.add_argument(
         'dst', type=Path, metavar='DST', help='file to write; NAME.pth becomes NAME-HASH.pth'
     )
@@ -41,7 +41,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Read, strip, write, name."""
     args = parse_args()
-    check_file(str(args.src), 'SRC')
+    check_file(args.src, 'SRC', urls=False)
+    args.src = Path(args.src).expanduser()
     if args.dst.is_dir():
         raise CommandError(f'{args.dst} is a folder; give DST as FOLDER/NAME.pth')
     if args.dst.suffix != '.pth':
@@ -60,6 +61,7 @@ def main() -> None:
         state_dict = averaged(checkpoint, args.src)
     for name in [name for name in state_dict if not isinstance(state_dict[name], torch.Tensor)]:
         del state_dict[name]  # what stands for an object that was not read, for one
+    check_weights(state_dict, args.src)
     meta = checkpoint.get('meta', {})
     if not isinstance(meta, dict):
         raise CommandError(
