@@ -132,7 +132,7 @@ class HierarchicalBackbone(BaseModule):
     def init_weights(self) -> None:
         """Do as ``init_cfg`` says; an error about a file of weights names it."""
         settings = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        paths = [each['checkpoint'] for each in settings if 'checkpoint' in each]
+        paths = [str(each['checkpoint']) for each in settings if 'checkpoint' in each]
         with named(' or '.join(paths)):
             super().init_weights()
 
