@@ -116,6 +116,20 @@ def test_both_ways_on_cpu_equal_reference(case, plainly, monkeypatch):
     assert bool(calls) == (plainly and case.batch > 0 and case.value_dim is None)
 
 
+@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+def test_all_to_all_equals_reference(case, monkeypatch):
+    """Under a mask, image by image, forward and backward."""
+    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
+    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24)
+    monkeypatch.setattr(sdpa, '_attend_in_pieces', sdpa._attend_under_mask)
+    *maps, routes = case.tensors()
+    routes = torch.cat([routes, routes[..., :1]], 2)  # listed twice
+    expected, cotangent = run([*maps, routes], case.options(), 'reference')
+    found, _ = run([*maps, routes], case.options(), 'sdpa', cotangent)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 LAYOUTS = {
     'NHWC': lambda x: x,
     'NCHW': lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
