@@ -110,6 +110,11 @@ TEXTS = {
     'lists.py': config_text()
     + "val_evaluator = [dict(type='ToyMetric'), dict(type='ToyMetric', ann_file='/none/a.json'),\n"
     "                 dict(type='ToyMetric', ann_file='none/b.json')]\n",
+    'late.py': config_text() + "custom_hooks = [dict(type='EMAHook', begin_epoch=7)]\n",
+    'epochs.py': config_text(by_epoch=False)
+    + "custom_hooks = [dict(type='EMAHook', begin_epoch=7)]\n",
+    'never.py': config_text()
+    + "custom_hooks = [dict(type='mmbiformer.SideEMAHook', interval=0)]\n",
     'priority.py': config_text() + "custom_hooks = [dict(type='EMAHook', priority='TOP')]\n",
     'average.py': config_text() + "custom_hooks = [dict(type='EMAHook', momentum=2)]\n",
     'monitor.py': config_text() + "custom_hooks = [dict(type='EarlyStoppingHook', monitr='toy')]\n",
@@ -150,6 +155,16 @@ COMMANDS = {
         'train', ['toy.py', '--work-dir', '.'], '--work-dir .', 'over toy.py', 'work_dirs/toy',
     ),
     'scale': ('train', ['toy.py', '--auto-scale-lr'], 'base_batch_size=N', 'toy.py'),
+    **{
+        f'scale by {value}': (
+            'train', ['toy.py', '--auto-scale-lr', '--cfg-options', f'auto_scale_lr{value}'],
+            'toy.py: auto_scale_lr.base_batch_size=', 'must be a positive int', 'N',
+        )
+        for value in ('=None', '.base_batch_size=0', '.base_batch_size=-2', '.base_batch_size=a')
+    },
+    'scale without option': (
+        'train', ['toy.py', '--cfg-options', 'auto_scale_lr.enable=True'], 'size=None must be a p',
+    ),
     'no checkpoint': ('test', ['toy.py', 'none.pth'], 'there is no file none.pth'),
     'page': ('test', ['toy.py', 'page.pth'], 'page.pth', 'HTML', 'the download probably failed'),
     'empty': ('test', ['toy.py', 'empty.pth'], 'empty.pth', 'is empty', 'fetch it again'),
@@ -303,6 +318,13 @@ COMMANDS = {
             ('max_epochs=3', 'toy.py has no max_epochs'),
             ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0 must be a positive int'),
             ('train_cfg.val_interval=0', 'must be a positive int; --no-validate'),
+            ('train_cfg.val_begin=7', 'val_begin=7 is behind', 'training, 6', '--no-validate'),
+            ('compile=maybe', "toy.py: compile='maybe' must be a bool or dict"),
+            ('train_dataloader.num_workers=100000', 'num_workers must be at most 1000', '100000'),
+            ('train_dataloader.num_batch_per_epoch=a', "num_batch_per_epoch='a' must be an int"),
+            ('train_dataloader.timeout=a', 'train_dataloader of toy.py', "timeout='a'"),
+            ('default_hooks.checkpoint.out_dir=5', 'out_dir=5 of CheckpointHook must be a str'),
+            ('optim_wrapper.accumulative_counts=a', 'optim_wrapper', "accumulative_counts='a'"),
             ('optim_wrapper.clip_grad.max_nrm=1', 'optim_wrapper of toy.py cannot', "'max_nrm'"),
             ('custom_imports.imports.x=3', 'imports.x: custom_imports.imports is a list', '.0'),
             ('custom_imports.imports.2=a', 'custom_imports.imports is a list of 2', '2 names none'),
@@ -321,6 +343,21 @@ COMMANDS = {
             ('visualizer.vis_backends.type=AimVisBackend', 'AimVisBackend in', 'pip install aim'),
         ]
     },
+    'average of no epoch': (
+        'train', ['late.py'], 'custom_hooks of late.py', 'max_epochs=6', 'never', 'begin_epoch=7)',
+    ),
+    'average by epoch': ('train', ['epochs.py'], 'by_epoch=False; set begin_iter', 'epoch=7)'),
+    'average of no step': ('train', ['never.py'], 'interval must not be 0', 'interval=0)'),
+    'prefetch': (
+        'train',
+        ['toy.py', '--cfg-options', 'train_dataloader.num_workers=1',
+         'train_dataloader.prefetch_factor=0'],
+        'train_dataloader of toy.py', 'prefetch_factor must be positive', 'prefetch_factor=0',
+    ),
+    'images without a score': (
+        'train', ['toy.py', '--cfg-options', 'val_dataloader.drop_last=True'],
+        'val_dataloader of toy.py', 'out of the score', 'drop_last=True',
+    ),
     'priority of a hook': ('train', ['priority.py'], 'custom_hooks of priority.py', 'TOP'),
     'momentum': ('train', ['average.py'], 'custom_hooks of average.py', 'but got 2', 'momentum=2)'),
     'argument of a hook': ('train', ['monitor.py'], 'custom_hooks of monitor.py', "'monitr'"),

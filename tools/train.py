@@ -7,7 +7,7 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.checks import CommandError, check_data, check_training
+from mmbiformer.engine.checks import check_data, check_training
 from mmbiformer.engine.command_line import (
     add_common_options,
     build_runner,
@@ -52,19 +52,14 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     check_record(cfg)
-    check_training(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, enable=True)
+    check_training(cfg)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise CommandError(
-                f'--auto-scale-lr: {args.config} does not say for which total batch size its '
-                'learning rate is; add auto_scale_lr = dict(base_batch_size=N)'
-            )
-        cfg.auto_scale_lr.enable = True
     messages = make_resumable(cfg, args.resume)
     splits = ('train',) if args.no_validate else ('train', 'val')
     use_pretrained(cfg, args.pretrained)

@@ -60,6 +60,7 @@ SETTINGS: dict[tuple[type, ...], str] = {
     (list, tuple): 'custom_hooks',
     (str,): 'default_scope load_from work_dir',
     (bool,): 'resume',
+    (bool, dict): 'compile',
 }
 """Settings of a config and the kinds of value that they take; all may be None or missing."""
 PACKAGES = dict(
@@ -74,13 +75,15 @@ PACKAGES = dict(
 """What MMEngine's visualization backends import."""
 LOADER: dict[tuple[type, ...], str] = {
     (dict,): 'dataset sampler batch_sampler',
-    (int,): 'batch_size num_workers',
+    (int,): 'batch_size num_workers num_batch_per_epoch',
 }
 DATASET: dict[tuple[type, ...], str] = {
     (str, list, tuple, dict): 'data_root ann_file',
     (list, tuple): 'pipeline',
     (dict,): 'metainfo',
 }
+MOST_WORKERS = 1000
+"""Of a data loader: each is a process."""
 CHANNELS = 3
 """Of the images that our backbones take."""
 DISK = {
@@ -377,6 +380,21 @@ def check_training(cfg: Config) -> None:
                 f'{cfg.filename}: train_cfg.{name}={value!r:.80} must be a positive int'
                 + ('; --no-validate switches validation off' if name == 'val_interval' else '')
             )
+    begin = cfg.train_cfg.get('val_begin')
+    end = cfg.train_cfg.get('max_epochs') or cfg.train_cfg.get('max_iters')
+    if cfg.get('val_cfg') is not None and end and type(begin) is int and begin > end:
+        raise CommandError(
+            f'{cfg.filename}: train_cfg.val_begin={begin} is behind the end of the training, {end},'
+            ' so that nothing would be validated; lower it, or give --no-validate'
+        )
+    scale = cfg.get('auto_scale_lr') or {}
+    base = scale.get('base_batch_size')
+    if scale.get('enable') and (type(base) is not int or base < 1):
+        raise CommandError(
+            f'{cfg.filename}: auto_scale_lr.base_batch_size={base!r:.80} must be a positive int, '
+            'the total batch size that the learning rate is for; set auto_scale_lr = '
+            'dict(base_batch_size=N), or do not scale'
+        )
 
 
 def check_splits(cfg: Config) -> None:
@@ -489,7 +507,7 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
                 if registry is TRANSFORMS:
                     registry.build(node)
                 elif registry is HOOKS:
-                    _check_hook(node, model, metrics)
+                    _check_hook(node, model, metrics, cfg.get('train_cfg') or {})
                 elif node.get('type') is not None:
                     kind = _check_call(registry, node)
                     if registry is METRICS:
@@ -498,7 +516,7 @@ def check_parts(cfg: Config, splits: tuple[str, ...] = SPLITS) -> None:
         for split in splits:
             if loader := cfg.get(f'{split}_dataloader'):
                 with _blamed(cfg, f'{split}_dataloader'):
-                    _check_loader(loader)
+                    _check_loader(loader, split)
 
 
 def _check_environment(cfg: Config) -> None:
@@ -703,7 +721,8 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
                     raise ValueError(f'clip_grad.{name}={value!r:.80} must be a number above 0')
         if cfg.get('launcher', 'none') != 'none' and not torch.distributed.is_initialized():
             return  # some optimizers speak to the other processes
-        wrapper = build_optim_wrapper(model, node)
+        with _with_values(node):
+            wrapper = build_optim_wrapper(model, node)
     if isinstance(wrapper, OptimWrapperDict):
         return  # several, each with schedules of its own
     schedules = cfg.get('param_scheduler') or ()
@@ -714,26 +733,24 @@ def _check_optimizer(model: nn.Module, cfg: Config) -> None:
             PARAM_SCHEDULERS.build(schedule, default_args=dict(optimizer=wrapper))
 
 
-def _check_hook(node: dict, model: nn.Module, metrics: list[set[str] | None]) -> None:
+def _check_hook(node: dict, model: nn.Module, metrics: list[set[str] | None], loop: dict) -> None:
     """Make a hook of ours or of a host, which do no more then than look at their arguments.
 
     Args:
         node: Its part of the config.
         model: The whole model.
         metrics: For each evaluator the names of what it gives, None where they are not known.
+        loop: The setting train_cfg, empty where nothing is trained.
     """
     kind = _check_call(HOOKS, node)
     node = dict(node)
     get_priority(node.pop('priority', 50))
     if kind.__module__.split('.')[0] not in ('mmbiformer', 'mmengine', *SIZES):
         return
-    try:
+    with _with_values(node):
         hook = HOOKS.build(node)
         if isinstance(hook, EMAHook):
-            MODELS.build(hook.ema_cfg, default_args=dict(model=model))
-    except Exception as error:
-        given = ', '.join(f'{name}={node[name]!r:.80}' for name in node if name != '_scope_')
-        raise ValueError(f'{error_text(error)} (given: {given})') from error
+            _check_average(hook, model, loop)
     if not metrics or None in metrics:
         return
     known = {'auto'}.union(*metrics)
@@ -744,6 +761,20 @@ def _check_hook(node: dict, model: nn.Module, metrics: list[set[str] | None]) ->
                 raise ValueError(
                     f'{name}={wanted!r}, but val_evaluator gives {sorted(known - {"auto"})}'
                 )
+
+
+def _check_average(hook: EMAHook, model: nn.Module, loop: dict) -> None:
+    average = MODELS.build(hook.ema_cfg, default_args=dict(model=model))
+    if getattr(average, 'interval', 1) == 0:
+        raise ValueError('interval must not be 0')
+    if not loop.get('by_epoch', True) and hook.begin_epoch:
+        raise ValueError(
+            'begin_epoch counts epochs, but train_cfg has by_epoch=False; set begin_iter'
+        )
+    for name, limit in (('begin_epoch', 'max_epochs'), ('begin_iter', 'max_iters')):
+        end = loop.get(limit)
+        if end is not None and getattr(hook, name) > end:
+            raise ValueError(f'with train_cfg.{limit}={end}, {name} is never reached')
 
 
 def _check_call(registry: Registry, node: dict) -> Callable:
@@ -774,13 +805,16 @@ def _check_call(registry: Registry, node: dict) -> Callable:
         # Of others, annotations may be less than the truth.
         trusted = kind.__module__.split('.')[0] in ('mmbiformer', 'mmengine', 'torch', *SIZES)
         numeric = trusted and {*kinds} <= {int, float, bool, type(None)}
+        text = registry is HOOKS and trusted and {*kinds} <= {str, Path, type(None)}  # as folders
         whole = registry is HOOKS and {*kinds} <= {int, type(None)}  # intervals, which are modulos
         if numeric and isinstance(value, (str, list, dict, *([float] if whole else []))):
             raise ValueError(f'{name}={value!r} of {kind.__name__} must be {_a(kinds[0].__name__)}')
+        if text and isinstance(value, (int, float, list, dict)):
+            raise ValueError(f'{name}={value!r} of {kind.__name__} must be a str')
     return kind
 
 
-def _check_loader(loader: ConfigDict) -> None:
+def _check_loader(loader: ConfigDict, split: str) -> None:
     """Make a data loader like it that reads nothing; what of it is torch's is known then."""
     if 'sampler' not in loader:
         raise KeyError('it has no sampler = dict(...)')
@@ -788,7 +822,14 @@ def _check_loader(loader: ConfigDict) -> None:
     of_mmengine |= {'num_batch_per_epoch', 'disable_subprocess_warning'}
     rest = {name: value for name, value in loader.items() if name not in of_mmengine}
     _check_arguments(DataLoader, range(1), **rest)
-    DataLoader(range(1), **rest)
+    with _with_values(rest):
+        DataLoader(range(1), **rest)
+        if rest.get('prefetch_factor') == 0:  # which workers find out
+            raise ValueError('prefetch_factor must be positive, or None')
+        if (rest.get('num_workers') or 0) > MOST_WORKERS:
+            raise ValueError(f'num_workers must be at most {MOST_WORKERS}, as each is a process')
+        if split != 'train' and rest.get('drop_last') and (rest.get('batch_size') or 1) > 1:
+            raise ValueError('drop_last=True would leave images of the last batch out of the score')
 
 
 def _load_pretrained(backbone: nn.Module) -> None:
@@ -803,6 +844,16 @@ def _load_whole(model: nn.Module, cfg: Config) -> None:
     if path and '://' not in path and not cfg.get('resume'):
         with named(path):
             load_checkpoint(model, path, 'cpu', logger='silent', revise_keys=[(r'^module\.', '')])
+
+
+@contextlib.contextmanager
+def _with_values(node: dict) -> Iterator[None]:
+    """Let errors end with what was given."""
+    try:
+        yield
+    except Exception as error:
+        given = ', '.join(f'{name}={node[name]!r:.80}' for name in node if name != '_scope_')
+        raise ValueError(f'{error_text(error)} (given: {given})') from error
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             f'default_hooks.checkpoint.save_best of {cfg.filename}: the evaluation gives no {text}.'
             f" Take a name from the log's line of the validation, or 'auto'.{resume}"
         )
+    if isinstance(error, AssertionError) and 'before_train' in {code.co_name for code in codes}:
+        return not_built(cfg, 'custom_hooks', error)  # of EMAHook, which has counted iterations
     if _is_of_config(error, part, files):
         return not_built(cfg, part or 'a part', error)
     none = 'need at least one array to concatenate' in text or text.startswith('Found 0 files')
