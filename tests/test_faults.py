@@ -473,7 +473,8 @@ SETTINGS = {
         'save_best of', "the evaluation gives no 'abc'", "'auto'", '--resume',
     ),
     'average': (
-        {'custom_hooks': [dict(type='EMAHook', begin_iter=99)]}, 'custom_hooks of', 'begin_iter: 99',
+        {'custom_hooks': [dict(type='EMAHook', begin_iter=99)]},
+        'custom_hooks of', 'begin_iter: 99',
     ),
     'loop of a test': ({'test_cfg.fp': 1}, 'test_cfg of', "argument 'fp'"),
 }  # fmt: skip

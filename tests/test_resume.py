@@ -33,7 +33,7 @@ from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import build_runner, claim_work_dir, make_resumable
 from mmbiformer.engine.faults import faults_explained
 from mmbiformer.engine.files import WriteError
-from mmbiformer.safe_load import CheckpointError
+from mmbiformer.safe_load import CheckpointError, safe_load
 
 WHOLE = dict(meta=dict(epoch=1, iter=4), message_hub={}, optimizer={}, state_dict={})
 
@@ -97,6 +97,25 @@ def test_a_copied_run_goes_on_from_its_own_checkpoint(tmp_path):
     original = tmp_path / 'a' / 'epoch_2.pth'
     with pytest.raises(CheckpointError, match=f'no checkpoint of its own.*--resume {original}'):
         find_whole_checkpoint(tmp_path / 'b')
+
+
+def test_last_checkpoint_that_may_not_be_read(tmp_path, monkeypatch):
+    """May be whole, other than one at which the disk fails."""
+    before, newest = (write(tmp_path / f'epoch_{i}.pth', WHOLE) for i in (1, 2))
+    for code in (errno.EIO, errno.EACCES):
+
+        def fail(path, code=code):
+            if str(path) == newest:
+                raise OSError(code, os.strerror(code), newest)
+            return safe_load(path)
+
+        monkeypatch.setattr('mmbiformer.engine.checkpoint_hook.safe_load', fail)
+        if code == errno.EIO:
+            found, (told,) = find_whole_checkpoint(tmp_path)
+            assert found == before and newest in told
+        else:
+            with pytest.raises(PermissionError, match=newest):
+                find_whole_checkpoint(tmp_path)
 
 
 def test_checkpoints_elsewhere_are_found(tmp_path):

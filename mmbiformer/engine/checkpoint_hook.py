@@ -252,6 +252,7 @@ def find_whole_checkpoint(
 
     Raises:
         CheckpointError: If there are checkpoints, but none of this run that is whole.
+        PermissionError: If the last one may not be read.
     """
     folders = [Path(path) for path in (out_dir, folder) if path is not None]
     last, note = Path(), Path(folder, 'last_checkpoint')
@@ -279,6 +280,8 @@ def find_whole_checkpoint(
     for path in dict.fromkeys(path.resolve() for path in found):
         try:
             checkpoint = safe_load(path)
+        except PermissionError:  # it may be whole: the user's to say
+            raise
         except (CheckpointError, OSError) as error:
             damaged[str(path)] = str(error)
             continue
