@@ -354,6 +354,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
             'write it again'
         )
     _drop_configs(checkpoint)
+    _drop_odd_meta(checkpoint, filename)
     if is_official(checkpoint):
         print_log(f"{filename}: the authors' names, converted to ours", logger='current')
         meta = checkpoint.get('meta')
@@ -376,6 +377,24 @@ def _drop_configs(checkpoint: Mapping[str, Any]) -> None:
         if isinstance(part, dict):
             for name in ('cfg', 'config'):
                 part.pop(name, None)
+
+
+def _drop_odd_meta(checkpoint: Mapping[str, Any], filename: str) -> None:
+    """Take out what the hosts' inferencers would fail at, far from the file."""
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or 'dataset_meta' not in meta:
+        return
+    data = meta['dataset_meta']
+    named = isinstance(data, dict) and all(isinstance(name, str) for name in data)
+    classes = data.get('classes') if named else None
+    if not named or not (classes is None or hasattr(classes, '__getitem__')):
+        del meta['dataset_meta']
+        print_log(
+            f'{filename}: its meta.dataset_meta does not say which classes the model has, and is '
+            'left out: see to it that the names of classes are right',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from toy_training import ARCH as TOY_ARCH
 from mmbiformer.checkpoint import (
     check_fit,
     convert_official_state_dict,
+    load_from_local,
     load_whole_model,
     register_safe_loader,
 )
@@ -507,6 +508,20 @@ def test_names_of_strangers_are_cut_and_escaped(tmp_path):
     fine = 'head.größe 1\xa0\u200c\u3000'  # spaces that do not break, and the like
     torch.save(dict(official(), **{fine: torch.zeros(1)}), tmp_path / 'fine.pth')
     load_whole_model(str(tmp_path / 'fine.pth'))
+
+
+def test_classes_that_are_none(tmp_path, monkeypatch):
+    """The hosts' inferencers would fail at them without a word of the file."""
+    told, path = [], str(tmp_path / 'x.pth')
+    monkeypatch.setattr('mmbiformer.checkpoint.print_log', lambda text, **_: told.append(text))
+    for data in ({}, dict(classes=('a', 'b')), dict(CLASSES=['a']), dict(classes=None)):
+        torch.save(dict(meta=dict(dataset_meta=data), state_dict={}), path)
+        assert load_from_local(path)['meta'] == dict(dataset_meta=data)
+    assert told == []
+    for data in (5, None, ['a'], {1: 'a'}, dict(classes=5), dict(classes=Path('x'))):
+        torch.save(dict(meta=dict(dataset_meta=data, epoch=1), state_dict={}), path)
+        assert load_from_local(path)['meta'] == dict(epoch=1)
+        assert told.pop().startswith(f'{path}: its meta.dataset_meta ')
 
 
 def test_unreadable_file_names_itself(tmp_path):
