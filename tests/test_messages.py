@@ -115,6 +115,9 @@ TEXTS = {
     + "custom_hooks = [dict(type='EMAHook', begin_epoch=7)]\n",
     'never.py': config_text()
     + "custom_hooks = [dict(type='mmbiformer.SideEMAHook', interval=0)]\n",
+    'seg.py': config_text() + 'test_dataloader, test_cfg, test_evaluator = val_dataloader, {}, {}\n'
+    "default_hooks.update(visualization=dict(type='SegVisualizationHook'))\n"
+    "visualizer = dict(type='SegLocalVisualizer', vis_backends=dict(type='LocalVisBackend'))\n",
     'priority.py': config_text() + "custom_hooks = [dict(type='EMAHook', priority='TOP')]\n",
     'average.py': config_text() + "custom_hooks = [dict(type='EMAHook', momentum=2)]\n",
     'monitor.py': config_text() + "custom_hooks = [dict(type='EarlyStoppingHook', monitr='toy')]\n",
@@ -372,6 +375,17 @@ COMMANDS = {
          'val_dataloader.dataset.data_prefix.img=d.pkl'],
         '--show-dir ./d.pkl/x', 'of toy.py, which are in d.pkl', 'choose',
     ),
+    **{
+        f'pictures without {name}': (
+            'test', ['seg.py', 'whole.pth', '--show-dir', 'p', '--cfg-options', f'{name}=None'],
+            '--show-dir: ', 'seg.py has no visual' if part else 'no LocalVisBackend',
+        )
+        for name, part in [
+            ('default_hooks', True), ('visualizer', True), ('visualizer.vis_backends', False),
+        ]
+    },
+    'tta_model': ('test', ['seg.py', 'x', '--tta', '--cfg-options', 'tta_model=3'], 'be a dict'),
+    'tta': ('test', ['seg.py', 'x', '--tta', '--cfg-options', 'tta_pipeline=3'], '=3 must be a li'),
     'pictures over data': (
         'browse_dataset',
         ['toy.py', '--output', 'd.pkl', '--cfg-options',

@@ -109,18 +109,28 @@ def main() -> None:
 
 def paint(cfg: Config, folder: str) -> None:
     """Switch the host's visualization hook on; each host has its own name for the folder."""
-    hook = cfg.get('default_hooks', {}).get('visualization')
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise CommandError(f'--show-dir: {cfg.filename} has no visualization hook')
+    if cfg.get('visualizer') is None:
+        raise CommandError(
+            f'--show-dir: {cfg.filename} has no visualizer = dict(...), which paints'
+        )
     kind = type_name(hook).rpartition('.')[2]
     if kind == 'VisualizationHook':  # mmpretrain
         hook.update(enable=True, out_dir=folder, interval=1)
     elif kind == 'SegVisualizationHook':
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
-        for backend in _as_list(cfg.visualizer.vis_backends):
-            if type_name(backend).rpartition('.')[2] == 'LocalVisBackend':
-                backend.type = 'WholePictures'
+        backends = _as_list(cfg.visualizer.get('vis_backends') or [])
+        local = [x for x in backends if type_name(x).rpartition('.')[2] == 'LocalVisBackend']
+        if not local:
+            raise CommandError(
+                f'--show-dir: visualizer.vis_backends of {cfg.filename} has no LocalVisBackend, '
+                "which writes pictures; add dict(type='LocalVisBackend')"
+            )
+        for backend in local:
+            backend.type = 'WholePictures'
     else:
         hook.update(draw=True, test_out_dir=os.path.abspath(folder))
 

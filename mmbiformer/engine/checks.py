@@ -55,9 +55,9 @@ from .fake_data import SIZES
 
 SETTINGS: dict[tuple[type, ...], str] = {
     (dict,): 'train_cfg val_cfg test_cfg optim_wrapper default_hooks env_cfg auto_scale_lr '
-    'visualizer randomness log_processor data_preprocessor',
+    'visualizer randomness log_processor data_preprocessor tta_model',
     (dict, list, tuple): 'param_scheduler val_evaluator test_evaluator',
-    (list, tuple): 'custom_hooks',
+    (list, tuple): 'custom_hooks tta_pipeline',
     (str,): 'default_scope load_from work_dir',
     (bool,): 'resume',
     (bool, dict): 'compile',
