@@ -212,6 +212,7 @@ COMMANDS = {
     'plot to': ('plot_logs', ['toy.py', '--out', 'toy.py/x.png'], 'is a file', 'another --out'),
     'shapes to': ('make_shapes', ['--out', 'toy.py/s'], 'toy.py is a file', 'another --out'),
     'shapes to system': ('make_shapes', ['--out', '/proc/s'], '/proc', 'another --out'),
+    'demo of seed': ('demo', ['--seed', '-1'], '--seed -1 must be 0 or above'),
     'preview as': ('make_shapes', ['--out', 's', '--preview', 'x'], '--preview x', '.png'),
     'preview to': (
         'make_shapes', ['--out', 's', '--preview', 'toy.py/x.png'], 'is a file', '--preview',

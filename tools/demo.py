@@ -258,7 +258,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('task', nargs='?', choices=[*DEMOS], default='maskrcnn')
     parser.add_argument('--model', choices=[*BACKBONES], default='biformer_t')
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes (default: 0)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.seed < 0:
+        parser.error(f'--seed {args.seed} must be 0 or above')
+    return args
 
 
 def run(*command: str) -> None:
