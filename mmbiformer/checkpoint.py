@@ -379,22 +379,35 @@ def _drop_configs(checkpoint: Mapping[str, Any]) -> None:
                 part.pop(name, None)
 
 
-def _drop_odd_meta(checkpoint: Mapping[str, Any], filename: str) -> None:
+def _drop_odd_meta(checkpoint: dict[str, Any], filename: str) -> None:
     """Take out what the hosts' inferencers would fail at, far from the file."""
-    meta = checkpoint.get('meta')
-    if not isinstance(meta, dict) or 'dataset_meta' not in meta:
+    meta = checkpoint.get('meta', {})
+    if isinstance(meta, Tensor):  # a weight of that name
         return
-    data = meta['dataset_meta']
-    named = isinstance(data, dict) and all(isinstance(name, str) for name in data)
-    classes = data.get('classes') if named else None
-    if not named or not (classes is None or hasattr(classes, '__getitem__')):
+    if not isinstance(meta, dict):
+        odd, checkpoint['meta'] = 'meta', {}
+    elif not _may_name_classes(meta.get('dataset_meta', {})):
+        odd = 'meta.dataset_meta'
         del meta['dataset_meta']
-        print_log(
-            f'{filename}: its meta.dataset_meta does not say which classes the model has, and is '
-            'left out: see to it that the names of classes are right',
-            logger='current',
-            level=logging.WARNING,
-        )
+    elif not _may_name_classes(dict(classes=meta.get('CLASSES'))):  # of older hosts
+        odd = 'meta.CLASSES'
+        del meta['CLASSES']
+    else:
+        return
+    print_log(
+        f'{filename}: its {odd} does not say which classes the model has, and is left out: see to '
+        'it that the names of classes are right',
+        logger='current',
+        level=logging.WARNING,
+    )
+
+
+def _may_name_classes(data: Any) -> bool:
+    """Whether the hosts can read a data set's description, which need not name classes."""
+    if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
+        return False
+    classes = data.get('classes')
+    return classes is None or hasattr(classes, '__getitem__')
 
 
 def load_from_http(url: str, map_location: Any = None) -> dict[str, Any]:

@@ -522,6 +522,16 @@ def test_classes_that_are_none(tmp_path, monkeypatch):
         torch.save(dict(meta=dict(dataset_meta=data, epoch=1), state_dict={}), path)
         assert load_from_local(path)['meta'] == dict(epoch=1)
         assert told.pop().startswith(f'{path}: its meta.dataset_meta ')
+    torch.save(dict(meta=dict(CLASSES=5, epoch=1), state_dict={}), path)
+    assert load_from_local(path)['meta'] == dict(epoch=1)
+    assert told.pop().startswith(f'{path}: its meta.CLASSES ')
+    for meta in (5, None, ['dataset_meta']):
+        torch.save(dict(meta=meta, state_dict={}), path)
+        assert load_from_local(path)['meta'] == {}
+        assert told.pop().startswith(f'{path}: its meta ')
+    torch.save(dict(meta=torch.ones(2)), path)
+    assert load_from_local(path)['meta'].shape == (2,)
+    assert told == []
 
 
 def test_unreadable_file_names_itself(tmp_path):
