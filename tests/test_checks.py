@@ -15,6 +15,7 @@ from torch.optim import SGD
 from toy_training import config_text
 
 from mmbiformer.checkpoint import register_safe_loader
+from mmbiformer.engine.check_compile import compile_problem
 from mmbiformer.engine.checks import (
     CommandError,
     build_model,
@@ -210,3 +211,15 @@ def test_pictures_beside_the_data(settings, tmp_path, monkeypatch):
     if settings['data_root']:
         with pytest.raises(CommandError, match='--show-dir images: pictures there could replace'):
             check_apart(cfg, 'images', '--show-dir')
+
+
+def test_compiled_without_a_compiler(monkeypatch):
+    """Only where PyTorch would write C++, and only if it is asked to compile."""
+    monkeypatch.setattr('torch._inductor.config.cpp.cxx', ('no-such-compiler',))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    for settings in (True, {}, dict(mode='default')):
+        assert 'C++ compiler' in compile_problem(settings)
+    for settings in (None, False, dict(backend='eager'), dict(disable=True)):
+        assert compile_problem(settings) is None
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    assert compile_problem(True) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy_training
 from in_process import run_tool, train
 
 from mmbiformer.datasets import make_shapes
@@ -123,3 +124,18 @@ def test_backbone_weights_from_a_file(trained):
     statistics = {key for key in backbone if '.running_' in key or key.endswith('_tracked')}
     assert backbone - statistics <= same
     assert 'roi_head.mask_head.conv_logits.weight' not in same
+
+
+def test_compiled(tmp_path):
+    """MMEngine's key `compile`: the same losses."""
+    config = tmp_path / 'toy.py'
+    config.write_text(toy_training.config_text())
+    settings = '--cfg-options', 'randomness.seed=0', 'train_cfg.max_epochs=1'
+    logs = [
+        train(config, tmp_path / f'work{len(more)}', *settings, *more)
+        for more in ((), ('compile.backend=aot_eager',))
+    ]
+    assert 'Model has been "compiled"' in logs[1]
+    found = [[float(loss) for loss in re.findall(r' loss: (\S+)', log)] for log in logs]
+    assert len(found[0]) == 4
+    assert found[1] == pytest.approx(found[0], abs=1e-3)

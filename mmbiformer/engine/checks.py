@@ -48,6 +48,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import named
 from .check_coco import check_coco
+from .check_compile import compile_problem
 from .check_lists import check_list
 from .check_metrics import check_metric
 from .check_widths import widths_problem
@@ -395,6 +396,8 @@ def check_training(cfg: Config) -> None:
             'the total batch size that the learning rate is for; set auto_scale_lr = '
             'dict(base_batch_size=N), or do not scale'
         )
+    if problem := compile_problem(cfg.get('compile')):
+        raise CommandError(f'{cfg.filename}: compile: {problem}')
 
 
 def check_splits(cfg: Config) -> None:

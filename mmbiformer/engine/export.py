@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import check_fit, load_whole_model, named
 from ..models.hierarchical import HierarchicalBackbone
+from .check_compile import compiler_problem
 from .checks import CommandError, build_model, check_backbone, check_file, check_writable
 from .command_line import add_config_options, image_size, read_config
 from .files import PARTIAL
@@ -180,15 +181,8 @@ def write_package(program: ExportedProgram, path: Path, net: Exportable) -> None
     Raises:
         CommandError: If there is no compiler.
     """
-    from torch._inductor import cpp_builder, exc  # which older versions lack
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler as error:
-        raise CommandError(
-            f'there is no working C++ compiler {os.environ.get("CXX", "g++")}; install one, or '
-            'name another in the environment as CXX=PATH'
-        ) from error
+    if problem := compiler_problem():
+        raise CommandError(problem)
     torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
