@@ -212,7 +212,7 @@ class _GatheredInPieces(torch.autograd.Function):
         height = len(q) // len(query) * region_size[0]
         out = q.new_empty(len(query), height, q.shape[2] * q.shape[3], value.shape[3])
         out_strips = _strips(out, region_size)
-        kept = []
+        sums = []
         for strips, regions in _pieces(q, step):
             operands = _operands(q[strips], k, v, rows[regions])
             part_mask = None if mask is None else mask[regions]
@@ -224,8 +224,10 @@ class _GatheredInPieces(torch.autograd.Function):
                     attn_mask=part_mask,
                     scale=scale,
                 )
-                kept += (part, lse) if keep else ()
+                sums.append(lse)
             _put(out_strips[strips], part)
+        # Not the parts, which would lie in memory between pieces that come and go.
+        kept = (out, torch.cat(sums)) if keep and not plain else ()
         ctx.save_for_backward(query, key, value, routes, *kept)
         return out
 
@@ -238,8 +240,10 @@ class _GatheredInPieces(torch.autograd.Function):
         k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
         rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
+        if not plain:
+            out, sums = _strips(kept[0], region_size), kept[1]
         grad_query = q.new_empty(q.shape)
-        totals, kept = [torch.zeros_like(x) for x in (k, v)], iter(kept)
+        totals = [torch.zeros_like(x) for x in (k, v)]
         for strips, regions in _pieces(q, step):
             operands = _by_head(grad[strips], num_heads), *_operands(q[strips], k, v, rows[regions])
             part_mask = None if mask is None else mask[regions]
@@ -248,8 +252,8 @@ class _GatheredInPieces(torch.autograd.Function):
             else:
                 grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                     *(x.unflatten(0, (-1, num_heads)) for x in operands),
-                    next(kept),
-                    next(kept),
+                    _by_head(out[strips], num_heads).unflatten(0, (-1, num_heads)),
+                    sums[regions],
                     0.0,
                     False,
                     attn_mask=part_mask,
