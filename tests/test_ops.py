@@ -188,6 +188,19 @@ def test_pieces_are_those_of_the_forward_pass(monkeypatch):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('plain', [True, False])
+def test_no_piece_is_kept(plain, monkeypatch):
+    """Pieces kept for the backward pass would hold the memory around them."""
+    monkeypatch.setattr(sdpa, 'PIECE_BYTES', 1)
+    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24 if plain else 0)
+    *maps, routes = Case(query=(32, 32), region=(8, 8), topk=2).tensors()
+    maps, kept = [x.requires_grad_() for x in maps], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape), lambda x: x):
+        routed_attention(*maps, routes, num_heads=2, region_size=(8, 8), backend='sdpa')
+    inputs = [x.shape for x in (*maps, routes)]
+    assert kept == (inputs if plain else [*inputs, maps[0].shape, (2 * 16, 2, 64)])
+
+
 def test_autocast_leaves_the_backward_pass_alone():
     case = Case(query=(16, 16), region=(8, 8), topk=2)
     *maps, routes = case.tensors(torch.float32)
@@ -243,11 +256,13 @@ def test_which_logits_are_small(case, plain, monkeypatch):
     assert bool(calls) == plain
 
 
+@pytest.mark.parametrize('logits_bytes', [0, sdpa.LOGITS_BYTES])  # PyTorch's kernel, products
 @pytest.mark.parametrize('strips', [1, 3])
 @pytest.mark.parametrize(
     'name', ['large regions, one route', 'ragged, one route', 'hub, ragged', 'one image']
 )
-def test_pieces_make_the_whole(name, strips, monkeypatch):
+def test_pieces_make_the_whole(name, strips, logits_bytes, monkeypatch):
+    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', logits_bytes)
     case = CASES[name]
     tensors = case.tensors()
     expected, cotangent = run(tensors, case.options(), 'reference')
