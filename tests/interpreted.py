@@ -72,7 +72,9 @@ def watch_launches():
     ran, plain = [], launch.Plan.launch
 
     def note(self, kernel, *args, **kwargs):
-        ran.append((kernel.fn.__name__, self.all, self.one_pass))
+        name = kernel.fn.__name__
+        one_region = self.tilings[name][2]['ONE_REGION']
+        ran.append((name, self.all, self.one_pass, one_region))
         return plain(self, kernel, *args, **kwargs)
 
     launch.Plan.launch = note

@@ -63,10 +63,12 @@ def test_the_kernels_ran(interpreted, dtype):
     ran = interpreted[dtype]['launches']
     three = ['attend', 'grad_of_query', 'grad_of_key_and_value']
     for name in INTERPRETED:
-        kernels, _, one_pass = zip(*ran[name], strict=True)
+        kernels, _, one_pass, _ = zip(*ran[name], strict=True)
         assert [*kernels] == (three[::2] if one_pass[0] else three), name
-    ways = {tuple(way) for launches in ran.values() for _, *way in launches}
-    assert ways == {(False, False), (False, True), (True, False)}
+    launches = [each for name in INTERPRETED for each in ran[name]]
+    assert {way[1:3] for way in launches} == {(False, False), (False, True), (True, False)}
+    # Each kernel also looked up regions tile by tile.
+    assert {kernel for kernel, *_, one_region in launches if one_region} == {*three}
 
 
 @pytest.mark.parametrize('dtype', DTYPES)

@@ -62,9 +62,15 @@ def grad_of_query(
     topk,
     counted,
     tiles,
-    num_heads,
+    per_token,
+    per_w,
+    per_column,
+    per_key_token,
+    per_key_w,
+    per_key_column,
     scale,
     scale_log2,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -73,31 +79,45 @@ def grad_of_query(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    ROWS_MASKED: tl.constexpr,
     MASKED: tl.constexpr,
+    ONE_REGION: tl.constexpr,
 ):
     """One program per tile of a query region and head, as forward; also writes ``delta``."""
-    image, region, tile, head = split_program(tiles, num_heads)
+    image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     grad_out += image * grad_b + head * VALUE_DIM * grad_c
-    channels, value_channels = num_heads * DIM, num_heads * VALUE_DIM
+    channels, value_channels = HEADS * DIM, HEADS * VALUE_DIM
     out += image * height * width * value_channels + head * VALUE_DIM
     grad_query += image * height * width * channels + head * DIM
-    stats += (image * num_heads + head) * 2 * height * width
-    delta += (image * num_heads + head) * height * width
+    stats += (image * HEADS + head) * 2 * height * width
+    delta += (image * HEADS + head) * height * width
     listing = routes + (image * regions + region) * topk
 
     row_region, y, x, exists = own_tokens(
-        tile, region, regions, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
+        tile,
+        region,
+        regions,
+        height,
+        width,
+        h,
+        w,
+        columns,
+        per_token,
+        per_w,
+        per_column,
+        BLOCK_ROWS,
+        ALL,
+        RAGGED,
+        ROWS_MASKED,
     )
     counts += image * regions * counted
     length = key_regions if ALL else topk
-    q = load_tokens(query, y, x, exists, query_y, query_x, query_c, DIM, BLOCK_DIM)
-    do = load_tokens(grad_out, y, x, exists, grad_y, grad_x, grad_c, VALUE_DIM, BLOCK_VALUE_DIM)
-    o = load_tokens(
-        out, y, x, exists, width * value_channels, value_channels, 1, VALUE_DIM, BLOCK_VALUE_DIM
-    )
+    q = load_tokens(query, y * query_y + x * query_x, exists, query_c, DIM, BLOCK_DIM)
+    do = load_tokens(grad_out, y * grad_y + x * grad_x, exists, grad_c, VALUE_DIM, BLOCK_VALUE_DIM)
+    o = load_tokens(out, (y * width + x) * value_channels, exists, 1, VALUE_DIM, BLOCK_VALUE_DIM)
     top = tl.load(stats + y * width + x, mask=exists, other=0.0)
     share = tl.load(stats + (height + y) * width + x, mask=exists, other=0.0)
     row_delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
@@ -114,13 +134,18 @@ def grad_of_query(
             key_h,
             key_w,
             key_columns,
+            per_key_token,
+            per_key_w,
+            per_key_column,
             BLOCK_COLUMNS,
             ALL,
             RAGGED,
+            MASKED,
+            ONE_REGION,
         )
-        k = load_tokens(key, ky, kx, listed, key_y, key_x, key_c, DIM, BLOCK_DIM)
+        k = load_tokens(key, ky * key_y + kx * key_x, listed, key_c, DIM, BLOCK_DIM)
         v = load_tokens(
-            value, ky, kx, listed, value_y, value_x, value_c, VALUE_DIM, BLOCK_VALUE_DIM
+            value, ky * value_y + kx * value_x, listed, value_c, VALUE_DIM, BLOCK_VALUE_DIM
         )
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
         # Masked before the exponential, which could overflow where it does not count.
@@ -184,9 +209,15 @@ def grad_of_key_and_value(
     topk,
     counted,
     tiles,
-    num_heads,
+    per_token,
+    per_w,
+    per_column,
+    per_key_token,
+    per_key_w,
+    per_key_column,
     scale,
     scale_log2,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -195,7 +226,9 @@ def grad_of_key_and_value(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    ROWS_MASKED: tl.constexpr,
     MASKED: tl.constexpr,
+    ONE_REGION: tl.constexpr,
     ONE_PASS: tl.constexpr,
 ):
     """One program per tile of a key region and head; its columns are keys, rows the queries.
@@ -203,14 +236,14 @@ def grad_of_key_and_value(
     A region that nobody is routed to gets zeros. With ``ONE_PASS`` every query meets all its keys
     right here, and its gradient is written too.
     """
-    image, region, tile, head = split_program(tiles, num_heads)
+    image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     grad_out += image * grad_b + head * VALUE_DIM * grad_c
-    stats += (image * num_heads + head) * 2 * height * width
-    delta += (image * num_heads + head) * height * width
-    channels, value_channels = num_heads * DIM, num_heads * VALUE_DIM
+    stats += (image * HEADS + head) * 2 * height * width
+    delta += (image * HEADS + head) * height * width
+    channels, value_channels = HEADS * DIM, HEADS * VALUE_DIM
     grad_query += image * height * width * channels + head * DIM
 
     _, ky, kx, exists = own_tokens(
@@ -222,9 +255,13 @@ def grad_of_key_and_value(
         key_h,
         key_w,
         key_columns,
+        per_key_token,
+        per_key_w,
+        per_key_column,
         BLOCK_COLUMNS,
         ALL,
         RAGGED,
+        MASKED,
     )
     if ALL:
         counts += image * regions * counted
@@ -236,17 +273,34 @@ def grad_of_key_and_value(
         length = tl.load(starts + 1) - first
         listing += image * regions * topk + first
         needed = exists & (length > 0)
-    k = load_tokens(key, ky, kx, needed, key_y, key_x, key_c, DIM, BLOCK_DIM)
-    v = load_tokens(value, ky, kx, needed, value_y, value_x, value_c, VALUE_DIM, BLOCK_VALUE_DIM)
+    k = load_tokens(key, ky * key_y + kx * key_x, needed, key_c, DIM, BLOCK_DIM)
+    v = load_tokens(value, ky * value_y + kx * value_x, needed, value_c, VALUE_DIM, BLOCK_VALUE_DIM)
 
     dk = tl.zeros([BLOCK_COLUMNS, BLOCK_DIM], tl.float32)
     dv = tl.zeros([BLOCK_COLUMNS, BLOCK_VALUE_DIM], tl.float32)
     for start in range(0, length * h * w, BLOCK_ROWS):
         row_region, y, x, listed = listed_tokens(
-            start, listing, length, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
+            start,
+            listing,
+            length,
+            height,
+            width,
+            h,
+            w,
+            columns,
+            per_token,
+            per_w,
+            per_column,
+            BLOCK_ROWS,
+            ALL,
+            RAGGED,
+            ROWS_MASKED,
+            ONE_REGION,
         )
-        q = load_tokens(query, y, x, listed, query_y, query_x, query_c, DIM, BLOCK_DIM)
-        do = load_tokens(grad_out, y, x, listed, grad_y, grad_x, grad_c, VALUE_DIM, BLOCK_VALUE_DIM)
+        q = load_tokens(query, y * query_y + x * query_x, listed, query_c, DIM, BLOCK_DIM)
+        do = load_tokens(
+            grad_out, y * grad_y + x * grad_x, listed, grad_c, VALUE_DIM, BLOCK_VALUE_DIM
+        )
         if ALL:
             first = tile * BLOCK_COLUMNS
             count = load_counts(counts, row_region, listed, first, counted, BLOCK_COLUMNS)

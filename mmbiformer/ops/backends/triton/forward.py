@@ -51,9 +51,15 @@ def attend(
     topk,
     counted,
     tiles,
-    num_heads,
+    per_token,
+    per_w,
+    per_column,
+    per_key_token,
+    per_key_w,
+    per_key_column,
     scale,
     scale_log2,
+    HEADS: tl.constexpr,
     DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -62,7 +68,9 @@ def attend(
     BLOCK_COLUMNS: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    ROWS_MASKED: tl.constexpr,
     MASKED: tl.constexpr,
+    ONE_REGION: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):
     """Softmax over the routed tokens, tile by tile; ``ALL`` goes over all tokens, by counts.
@@ -70,20 +78,34 @@ def attend(
     ``stats`` gets the largest logit, to base 2, and one over the sum of the exponentials below it,
     (B, heads, 2, H * W). Their one logarithm would be rounded where logits are large.
     """
-    image, region, tile, head = split_program(tiles, num_heads)
+    image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
     value += image * value_b + head * VALUE_DIM * value_c
     listing = routes + (image * regions + region) * topk
 
     row_region, y, x, exists = own_tokens(
-        tile, region, regions, height, width, h, w, columns, BLOCK_ROWS, ALL, RAGGED
+        tile,
+        region,
+        regions,
+        height,
+        width,
+        h,
+        w,
+        columns,
+        per_token,
+        per_w,
+        per_column,
+        BLOCK_ROWS,
+        ALL,
+        RAGGED,
+        ROWS_MASKED,
     )
     counts += image * regions * counted
-    out += image * height * width * num_heads * VALUE_DIM + head * VALUE_DIM
-    stats += (image * num_heads + head) * 2 * height * width
+    out += image * height * width * HEADS * VALUE_DIM + head * VALUE_DIM
+    stats += (image * HEADS + head) * 2 * height * width
     length = key_regions if ALL else topk
-    q = load_tokens(query, y, x, exists, query_y, query_x, query_c, DIM, BLOCK_DIM)
+    q = load_tokens(query, y * query_y + x * query_x, exists, query_c, DIM, BLOCK_DIM)
     top = tl.full([BLOCK_ROWS], float('-inf'), tl.float32)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     acc = tl.zeros([BLOCK_ROWS, BLOCK_VALUE_DIM], tl.float32)
@@ -97,13 +119,18 @@ def attend(
             key_h,
             key_w,
             key_columns,
+            per_key_token,
+            per_key_w,
+            per_key_column,
             BLOCK_COLUMNS,
             ALL,
             RAGGED,
+            MASKED,
+            ONE_REGION,
         )
-        k = load_tokens(key, ky, kx, listed, key_y, key_x, key_c, DIM, BLOCK_DIM)
+        k = load_tokens(key, ky * key_y + kx * key_x, listed, key_c, DIM, BLOCK_DIM)
         v = load_tokens(
-            value, ky, kx, listed, value_y, value_x, value_c, VALUE_DIM, BLOCK_VALUE_DIM
+            value, ky * value_y + kx * value_x, listed, value_c, VALUE_DIM, BLOCK_VALUE_DIM
         )
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
         if ALL:
@@ -124,7 +151,7 @@ def attend(
 
     share = 1.0 / total
     acc *= share[:, None]
-    channels = num_heads * VALUE_DIM
+    channels = HEADS * VALUE_DIM
     store_tokens(out, acc, y, x, exists, width, channels, VALUE_DIM, BLOCK_VALUE_DIM)
     tl.store(stats + y * width + x, top, mask=exists)
     tl.store(stats + (height + y) * width + x, share, mask=exists)

@@ -150,6 +150,8 @@ class Plan:
         columns = num_regions(query[1:3], region_size)[1]
         key_columns = num_regions(key[1:3], key_region_size)[1]
         self.key_sizes = *key[1:3], *key_region_size, key_columns
+        self.key_inverses = inverses(key_region_size, key_columns)
+        self.inverses = *inverses(region_size, columns), *self.key_inverses
         self.sizes = (
             *(*query[1:3], *region_size, self.regions, columns),
             *(*key[1:3], *key_region_size, self.key_regions, key_columns),
@@ -189,7 +191,7 @@ class Plan:
                 *self.sizes,
                 self.counted,
                 tiles,
-                self.num_heads,
+                *self.inverses,
                 *self.scales,
                 **constants,
             )
@@ -219,7 +221,10 @@ class Plan:
         if one_tile:  # no running maximum, and nothing to load ahead
             columns, stages = 64, 1
         rows, columns = min(rows, most, padded(queries)), min(columns, most, padded(keys))
+        # Of tiles that go through a list: where each holds one region, it is looked up once.
+        one_region = columns == self.key_tokens if by_query else rows == self.tokens
         constants = dict(
+            HEADS=self.num_heads,
             DIM=self.dims[0],
             VALUE_DIM=self.dims[1],
             BLOCK_DIM=padded(self.dims[0]),
@@ -228,7 +233,9 @@ class Plan:
             BLOCK_COLUMNS=columns,
             ALL=self.all,
             RAGGED=self.ragged,
+            ROWS_MASKED=self.ragged or (queries if self.all else self.tokens) % rows != 0,
             MASKED=self.ragged or keys % columns != 0,
+            ONE_REGION=not self.all and one_region,
             num_warps=min(8, warps * wider),
             num_stages=stages,
         )
@@ -251,6 +258,7 @@ class Plan:
             counts,
             self.topk,
             *self.key_sizes,
+            *self.key_inverses,
             BLOCK_ROUTES=16,
             BLOCK=COUNT_BLOCK,
             num_warps=1,
@@ -287,6 +295,11 @@ _cached_plan = functools.lru_cache(maxsize=1024)(Plan)
 def divides(region_size: Sequence[int], shape: Sequence[int]) -> bool:
     """Whether all regions of a map (B, H, W, C) are whole."""
     return shape[1] % region_size[0] == 0 and shape[2] % region_size[1] == 0
+
+
+def inverses(region_size: Sequence[int], columns: int) -> tuple[float, float, float]:
+    """One over a region's tokens, its width, and the number of regions in a row."""
+    return 1 / prod(region_size), 1 / region_size[1], 1 / columns
 
 
 def padded(n: int) -> int:

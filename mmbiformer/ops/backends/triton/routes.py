@@ -43,6 +43,9 @@ def count_routes(
     h,
     w,
     columns,
+    per_token,
+    per_w,
+    per_column,
     BLOCK_ROUTES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -53,12 +56,14 @@ def count_routes(
     program = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK
     number = start + tl.arange(0, BLOCK)
-    token_region = quotient(number, h * w)
+    token_region = quotient(number, per_token)
     count = tl.zeros([BLOCK], tl.int32)
     for first in range(0, topk, BLOCK_ROUTES):
         slot = first + tl.arange(0, BLOCK_ROUTES)
         region = tl.load(routes + program * topk + slot, mask=slot < topk, other=-1)
         count += tl.sum((region[:, None] == token_region[None, :]).to(tl.int32), 0)
-    y, x = place_tokens(number - token_region * (h * w), token_region, h, w, columns)
+    y, x = place_tokens(
+        number - token_region * (h * w), token_region, h, w, columns, per_w, per_column
+    )
     count = tl.where((y < height) & (x < width), count, 0)
     tl.store(counts + program * tl.num_programs(1) * BLOCK + number, count.to(tl.float16))

@@ -12,23 +12,23 @@ import triton.language as tl
 SIZES = (
     *('height', 'width', 'h', 'w', 'regions', 'columns'),
     *('key_height', 'key_width', 'key_h', 'key_w', 'key_regions', 'key_columns'),
-    *('topk', 'num_heads'),
+    'topk',
 )
 
 
 @triton.jit
-def split_program(tiles, num_heads):
+def split_program(tiles, HEADS: tl.constexpr):
     """This program's image, region, tile and head; heads are next to one another in memory."""
     program = tl.program_id(0)
-    head = program % num_heads
-    program //= num_heads
+    head = program % HEADS
+    program //= HEADS
     return tl.program_id(1).to(tl.int64), program // tiles, program % tiles, head
 
 
 @triton.jit
-def quotient(n, d):
-    """n // d for n up to 2**20, several times faster than division of integers."""
-    return ((n.to(tl.float32) + 0.5) * (1.0 / d)).to(tl.int32)
+def quotient(n, inverse):
+    """n // d for n up to 2**20, by 1 / d: several times faster than division of integers."""
+    return ((n.to(tl.float32) + 0.5) * inverse).to(tl.int32)
 
 
 @triton.jit
@@ -41,21 +41,36 @@ def listed_tokens(
     h,
     w,
     columns,
+    per_token,
+    per_w,
+    per_column,
     BLOCK: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    MASKED: tl.constexpr,
+    ONE_REGION: tl.constexpr,
 ):
-    """Region, row and column on the map, and existence, of BLOCK tokens from ``start`` on."""
-    tokens = h * w
-    first = start // tokens
-    number = start - first * tokens + tl.arange(0, BLOCK)
-    slot = quotient(number, tokens)
+    """Region, row and column on the map, and existence, of BLOCK tokens from ``start`` on.
+
+    ``ONE_REGION``: they are all the tokens of one region.
+    """
+    if ONE_REGION:
+        region = tl.load(listing + start // BLOCK).to(tl.int32)
+        offset = tl.arange(0, BLOCK)
+    else:
+        tokens = h * w
+        first = start // tokens
+        number = start - first * tokens + tl.arange(0, BLOCK)
+        slot = quotient(number, per_token)
+        region = first + slot
+        offset = number - slot * tokens
     # Nothing but this is computed once more where a mask of logits has another layout.
-    exists = tl.arange(0, BLOCK) < length * tokens - start
-    region = first + slot
-    if not ALL:
+    exists = tl.full([BLOCK], True, tl.int1)
+    if MASKED and not ONE_REGION:
+        exists = tl.arange(0, BLOCK) < length * tokens - start
+    if not (ALL or ONE_REGION):
         region = tl.load(listing + region, mask=exists, other=0).to(tl.int32)
-    y, x = place_tokens(number - slot * tokens, region, h, w, columns)
+    y, x = place_tokens(offset, region, h, w, columns, per_w, per_column)
     if RAGGED:
         exists = exists & (y < height) & (x < width)
     return region, y, x, exists
@@ -71,41 +86,52 @@ def own_tokens(
     h,
     w,
     columns,
+    per_token,
+    per_w,
+    per_column,
     BLOCK: tl.constexpr,
     ALL: tl.constexpr,
     RAGGED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """The same for a tile of the program's own region, or with ``ALL`` of all of them."""
     number = tile * BLOCK + tl.arange(0, BLOCK)
     offset = number
-    exists = number < h * w
+    exists = tl.full([BLOCK], True, tl.int1)
+    if MASKED:
+        exists = number < (regions * h * w if ALL else h * w)
     if ALL:
-        exists = number < regions * h * w
-        region = quotient(number, h * w)
+        region = quotient(number, per_token)
         offset = number - region * (h * w)
-    y, x = place_tokens(offset, region, h, w, columns)
+    y, x = place_tokens(offset, region, h, w, columns, per_w, per_column)
     if RAGGED:
         exists = exists & (y < height) & (x < width)
     return region, y, x, exists
 
 
 @triton.jit
-def place_tokens(offset, region, h, w, columns):
+def place_tokens(offset, region, h, w, columns, per_w, per_column):
     """Row and column on the map of tokens numbered in their region, ``columns`` side by side."""
-    region_y = quotient(region, columns)
-    token_y = quotient(offset, w)
+    region_y = quotient(region, per_column)
+    token_y = quotient(offset, per_w)
     return region_y * h + token_y, (region - region_y * columns) * w + offset - token_y * w
 
 
 @triton.jit
-def load_tokens(
-    base, y, x, exists, stride_y, stride_x, stride_c, DIM: tl.constexpr, BLOCK: tl.constexpr
-):
+def load_tokens(base, offset, exists, stride_c, DIM: tl.constexpr, BLOCK: tl.constexpr):
     """A tile (tokens, BLOCK) of one head; zero beyond the map and beyond DIM."""
     channel = tl.arange(0, BLOCK)
-    offset = y * stride_y + x * stride_x
-    pointers = (base + offset)[:, None] + (channel * stride_c)[None, :]
-    return tl.load(pointers, mask=exists[:, None] & (channel < DIM)[None, :], other=0.0)
+    pointers = base + (offset[:, None] + (channel * stride_c)[None, :])
+    return tl.load(pointers, mask=tile_mask(exists, DIM, BLOCK), other=0.0)
+
+
+@triton.jit
+def tile_mask(exists, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """(tokens, BLOCK): which tokens and channels there are."""
+    mask = exists[:, None]
+    if DIM < BLOCK:
+        mask = mask & (tl.arange(0, BLOCK) < DIM)[None, :]
+    return mask
 
 
 @triton.jit
@@ -113,9 +139,8 @@ def store_tokens(base, tile, y, x, exists, width, stride, DIM: tl.constexpr, BLO
     """Write a tile (tokens, BLOCK) of one head into a contiguous map of ``stride`` channels."""
     channel = tl.arange(0, BLOCK)
     offset = (y * width + x) * stride
-    pointers = (base + offset)[:, None] + channel[None, :]
-    mask = exists[:, None] & (channel < DIM)[None, :]
-    tl.store(pointers, tile.to(base.dtype.element_ty), mask=mask)
+    pointers = base + (offset[:, None] + channel[None, :])
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=tile_mask(exists, DIM, BLOCK))
 
 
 @triton.jit
