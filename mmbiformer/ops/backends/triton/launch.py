@@ -27,6 +27,9 @@ TILES_OF_ALL = dict(
     attend=(128, 32, 4, 3), grad_of_query=(64, 32, 4, 3), grad_of_key_and_value=(32, 32, 1, 2)
 )
 COUNT_BLOCK = 128
+# Where one load leads to another, Triton before 3.2 (torch before 2.6) takes three stages to load
+# ahead; with two it prints an error and loads as it goes.
+OLD = tuple(map(int, triton.__version__.split('.')[:2])) < (3, 2)
 
 
 def forward(
@@ -223,6 +226,9 @@ class Plan:
         rows, columns = min(rows, most, padded(queries)), min(columns, most, padded(keys))
         # Of tiles that go through a list: where each holds one region, it is looked up once.
         one_region = columns == self.key_tokens if by_query else rows == self.tokens
+        one_region &= not self.all
+        if OLD and stages == 2 and not (self.all or one_region):
+            stages = 3
         constants = dict(
             HEADS=self.num_heads,
             DIM=self.dims[0],
@@ -235,7 +241,7 @@ class Plan:
             RAGGED=self.ragged,
             ROWS_MASKED=self.ragged or (queries if self.all else self.tokens) % rows != 0,
             MASKED=self.ragged or keys % columns != 0,
-            ONE_REGION=not self.all and one_region,
+            ONE_REGION=one_region,
             num_warps=min(8, warps * wider),
             num_stages=stages,
         )
