@@ -3,6 +3,9 @@
 Rows and columns of a tile are numbered along a *listing*: the tokens of the listed regions, region
 by region, or with ``ALL`` simply all tokens of the map. The tokens are then loaded from where they
 lie, so that nothing is ever copied into regions.
+
+``per_token``, ``per_w`` and ``per_column`` are one over a region's tokens, over its width and over
+the number of regions side by side.
 """
 
 import triton
