@@ -233,7 +233,9 @@ def test_inference_equals_reference(case, everywhere, monkeypatch):
             torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
         elif case.batch:
             own = routed_attention(*maps, routes, **case.options(), backend='reference')
-            assert error(found, exact) <= 2 * error(own, exact)
+            # Of so few numbers the reference may round all luckily: two roundings are allowed.
+            own = max(error(own, exact), 2 * torch.finfo(torch.float32).eps)
+            assert error(found, exact) <= 2 * own
         if everywhere and case.batch and case.value_dim is None:
             assert bool(calls) == (dtype != torch.bfloat16)
 
