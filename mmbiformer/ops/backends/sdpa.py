@@ -94,13 +94,12 @@ def _attend_under_mask(
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
     few = _are_few(num_heads, q.shape[2], k.shape[2], q.dtype)
     if few and _plain_can_run(query) and not torch.is_grad_enabled():
-        out = query.new_empty(*query.shape[:3], value.shape[3])
-        for i, image in enumerate(out):
-            logits_bias = mask[i].expand(num_heads, -1, -1)
-            part = _attend_plainly(q[i], k[i], v[i], logits_bias, scale)
-            image.copy_(part.transpose(0, 1).reshape(image.shape))
-        return out
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
+        out = q.new_empty(*q.shape[:3], v.shape[3])
+        bias = mask[:, None].expand(-1, num_heads, -1, -1)
+        for *operands, part in zip(q, k, v, bias, out, strict=True):  # image by image
+            _attend_plainly(*operands, scale, part)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2).reshape(*query.shape[:3], value.shape[3])
 
 
@@ -119,13 +118,20 @@ def _are_few(tiles: int, queries: int, keys: int, dtype: torch.dtype) -> bool:
     return queries >= MIN_QUERIES and tiles * queries * keys * dtype.itemsize <= LOGITS_BYTES
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _attend_plainly(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
     """Attention by one call a step, (N, T, dim), without gradients.
 
     For logits that stay in the cache it takes about 3/4 of the time of PyTorch's fused kernel, and
     2/3 under a mask.
     """
-    return torch.bmm(_weights(q, k, mask, scale), v)
+    return torch.bmm(_weights(q, k, mask, scale), v, out=out)
 
 
 def _plain_gradients(
