@@ -233,7 +233,7 @@ def test_inference_equals_reference(case, everywhere, monkeypatch):
             torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
         elif case.batch:
             own = routed_attention(*maps, routes, **case.options(), backend='reference')
-            # Of so few numbers the reference may round all luckily: two roundings are allowed.
+            # Of few numbers it may round all luckily: it counts as two units off at least.
             own = max(error(own, exact), 2 * torch.finfo(torch.float32).eps)
             assert error(found, exact) <= 2 * own
         if everywhere and case.batch and case.value_dim is None:
