@@ -68,6 +68,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['mmbiformer', 'mmbiformer.*']),
+    package_data={'mmbiformer.ops.backends.cpp': ['*.cpp']},
     cmdclass={'build_py': BuildWithMim},
     python_requires='>=3.10,<3.13',
     # mmengine is needed as well, but either distribution may bring it: see the extras.

@@ -68,8 +68,8 @@ CASES = {
     'one image': Case(batch=1, query=(28, 28), region=(4, 4), topk=4),
     'no image': Case(batch=0),
 }
-# The fused kernels need a GPU or an interpreter, and have test_triton.
-ON_CPU = [name for name in BACKENDS if name != 'triton']
+# Fused kernels know no float64; they have test_triton and test_cpp.
+ON_CPU = [name for name in BACKENDS if name not in ('triton', 'cpp')]
 FAST = [name for name in ON_CPU if name != 'reference']
 
 

@@ -386,7 +386,12 @@ def test_one_version_of_ruff():
     assert set(re.findall(r'ruff==[\d.]+', hooks)) == {pin}
 
 
-def test_wheel_ships_configs_and_tools(project, tmp_path):
+def test_wheel_ships_configs_tools_and_sources(project, tmp_path):
+    sources = Path('mmbiformer/ops/backends/cpp')
+    (project / sources).mkdir(parents=True)
+    packages = [f'{folder}/__init__.py' for folder in [sources, *sources.parents][:3]]
+    for file in (*packages, sources / 'attention.cpp'):
+        (project / file).touch()
     (project / 'configs' / '_base_').mkdir(parents=True)
     (project / 'configs' / '_base_' / 'a.py').touch()
     (project / 'tools' / 'train.py').touch()
@@ -400,5 +405,6 @@ def test_wheel_ships_configs_and_tools(project, tmp_path):
     with zipfile.ZipFile(next(tmp_path.glob('mmbiformer-*.whl'))) as wheel:
         names = {name for name in wheel.namelist() if '.dist-info/' not in name}
     shipped = ('configs/_base_/a.py', 'tools/train.py', 'model-index.yml')
-    assert names == {'mmbiformer/__init__.py', *(f'mmbiformer/.mim/{name}' for name in shipped)}
+    package = 'mmbiformer/__init__.py', *packages, str(sources / 'attention.cpp')
+    assert names == {*package, *(f'mmbiformer/.mim/{name}' for name in shipped)}
     assert not (project / 'mmbiformer' / '.mim').exists()

@@ -4,6 +4,6 @@ A backend is a module with ``why_not(query, key, value, num_heads)``, which give
 cannot run these tensors or None, and ``attend(...)``. Backends never import one another.
 """
 
-from . import reference, sdpa, triton
+from . import cpp, reference, sdpa, triton
 
-BACKENDS = {'triton': triton, 'sdpa': sdpa, 'reference': reference}
+BACKENDS = {'triton': triton, 'cpp': cpp, 'sdpa': sdpa, 'reference': reference}

@@ -1,0 +1,423 @@
+// Routed attention in float32, forward and backward; library.py compiles it, with GCC.
+//
+// A tile is some queries of one region and one head, beside a block of its routed keys. Its logits
+// lie key by key, queries side by side: keys and values are read where they are, one number for all
+// queries at a time, and only queries are transposed. What is beyond the edge of a map is in no list
+// of tokens, so nothing is ever masked.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+// A map (batch, height, width, channels); strides in floats, channels are neighbours.
+struct Map {
+    float *data;
+    int64_t image, row, col;
+};
+
+// The size of a map and that of its regions, in tokens.
+struct Grid {
+    int64_t height, width, h, w;
+    int64_t cols() const { return (width + w - 1) / w; }
+    int64_t regions() const { return (height + h - 1) / h * cols(); }
+};
+
+// What a call is about. The same fields, in this order, are in __init__.py.
+struct Problem {
+    int64_t batch, heads, dim, value_dim, topk;
+    int64_t threads, groups, parts;
+    Grid queries, keys;
+    const int64_t *routes;        // (batch, query regions, topk)
+    Map q, k, v, out, stats;      // stats: each head's largest logit, and 1 / the softmax's sum
+    Map grad_out, grad_q, grad_k, grad_v;
+    int64_t part_k, part_v;       // from one part's gradients to the next's
+    float scale;
+};
+
+namespace {
+
+constexpr int64_t QUERIES = 32;  // of a tile, at most
+constexpr int64_t KEYS = 128;
+constexpr int64_t GROUP = 4;     // rows that share what is loaded for a product
+constexpr int64_t SLACK = 8;     // tokens that the last group of a product may go too far
+
+template <int64_t N>
+struct Lanes {
+    typedef float Floats __attribute__((vector_size(4 * N)));
+    typedef float Anywhere __attribute__((vector_size(4 * N), aligned(4), may_alias));
+    typedef int32_t Ints __attribute__((vector_size(4 * N)));
+};
+using Four = Lanes<4>::Floats;
+using Eight = Lanes<8>::Floats;
+
+template <class V>
+constexpr int64_t lanes = sizeof(V) / sizeof(float);
+
+template <class V>
+inline V load(const float *p) {
+    return *reinterpret_cast<const typename Lanes<lanes<V>>::Anywhere *>(p);
+}
+
+template <class V>
+inline void store(float *p, V x) {
+    *reinterpret_cast<typename Lanes<lanes<V>>::Anywhere *>(p) = x;
+}
+
+// e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r (that of Cephes' expf).
+// Below -87 it is 0; NaN stays NaN.
+template <class V>
+inline V exponential(V x) {
+    using Ints = typename Lanes<lanes<V>>::Ints;
+    const V bounded = x < -87.0f ? V{} - 87.0f : x;
+    const V shifted = bounded * 1.44269504f + 12582912.0f;  // plus 1.5 * 2^23: a whole number
+    const V n = shifted - 12582912.0f;
+    const V r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+    V y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    y *= (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
+    return x < -87.0f ? V{} : y;
+}
+
+// The tokens of a region that are on the map.
+struct Region {
+    int64_t y, x, height, width;
+    Region(const Grid &grid, int64_t number)
+        : y(number / grid.cols() * grid.h),
+          x(number % grid.cols() * grid.w),
+          height(std::min(grid.h, grid.height - y)),
+          width(std::min(grid.w, grid.width - x)) {}
+};
+
+using Offsets = std::vector<int64_t>;
+
+// Where in a map the tokens of some regions begin.
+void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, const int64_t *regions,
+          int64_t count) {
+    offsets.clear();
+    for (int64_t i = 0; i < count; i++) {
+        const Region region(grid, regions[i]);
+        for (int64_t y = region.y; y < region.y + region.height; y++)
+            for (int64_t x = region.x; x < region.x + region.width; x++)
+                offsets.push_back(image * map.image + y * map.row + x * map.col);
+    }
+}
+
+// Asks early for a head's tokens: they take longer to come than to be used.
+void fetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(x + offsets[j] + c);
+}
+
+#define MIX(a, b, ...) __builtin_shuffle(a, b, Lanes<8>::Ints{__VA_ARGS__})
+
+void transpose(Eight (&x)[8]) {
+    Eight pairs[8], fours[8];
+    for (int64_t i = 0; i < 8; i += 2) {
+        pairs[i] = MIX(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        pairs[i + 1] = MIX(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+    for (int64_t i = 0; i < 8; i += 4)
+        for (int64_t n = 0; n < 2; n++) {
+            const Eight a = pairs[i + n], b = pairs[i + n + 2];
+            fours[i + 2 * n] = MIX(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+            fours[i + 2 * n + 1] = MIX(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+        }
+    for (int64_t i = 0; i < 4; i++) {
+        x[i] = MIX(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        x[i + 4] = MIX(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+}
+
+// A head's tokens, times a factor, as columns (dim, pitch); those left over are zeros.
+void read_columns(const float *x, const int64_t *offsets, int64_t count, int64_t dim, float factor,
+                  int64_t pitch, float *to) {
+    for (int64_t r = 0; r < pitch; r += 8)
+        for (int64_t c = 0; c < dim; c += 8) {
+            Eight block[8];
+            for (int64_t i = 0; i < 8; i++)
+                block[i] = r + i < count ? load<Eight>(x + offsets[r + i] + c) * factor : Eight{};
+            transpose(block);
+            for (int64_t i = 0; i < 8; i++) store(to + (c + i) * pitch + r, block[i]);
+        }
+}
+
+template <class V, int64_t N, int64_t TOKENS>
+void multiply(const float *x, const int64_t *offsets, int64_t count, const float *columns,
+              int64_t dim, int64_t pitch, float *out) {
+    for (int64_t j = 0; j < count; j += TOKENS) {
+        const float *tokens[TOKENS];
+        for (int64_t i = 0; i < TOKENS; i++) tokens[i] = x + offsets[std::min(j + i, count - 1)];
+        V total[TOKENS][N] = {};
+        for (int64_t c = 0; c < dim; c++) {
+            V part[N];
+#pragma GCC unroll 2
+            for (int64_t n = 0; n < N; n++) part[n] = load<V>(columns + c * pitch + n * lanes<V>);
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < TOKENS; i++)
+#pragma GCC unroll 2
+                for (int64_t n = 0; n < N; n++) total[i][n] += tokens[i][c] * part[n];
+        }
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < TOKENS; i++)
+#pragma GCC unroll 2
+            for (int64_t n = 0; n < N; n++)
+                store(out + (j + i) * pitch + n * lanes<V>, total[i][n]);
+    }
+}
+
+// out (tokens, pitch) = x . columns (dim, pitch), for a head's tokens anywhere in memory.
+void multiply(const float *x, const int64_t *offsets, int64_t count, const float *columns,
+              int64_t dim, int64_t queries, int64_t pitch, float *out) {
+    int64_t q = 0;
+    for (; q + 16 <= pitch; q += 16)
+        multiply<Eight, 2, 4>(x, offsets, count, columns + q, dim, pitch, out + q);
+    if (queries - q > 4)
+        multiply<Eight, 1, 8>(x, offsets, count, columns + q, dim, pitch, out + q);
+    else if (queries > q)
+        multiply<Four, 1, 8>(x, offsets, count, columns + q, dim, pitch, out + q);
+}
+
+template <int64_t N>
+void add_weighted(const float *weights, int64_t next_token, int64_t next_row, const float *x,
+                  const int64_t *offsets, int64_t count, float *out, const int64_t *out_offsets,
+                  int64_t rows, int64_t c) {
+    for (int64_t r = 0; r < rows; r += GROUP) {
+        Eight total[GROUP][N] = {};
+        const float *weight = weights + r * next_row;
+        for (int64_t j = 0; j < count; j++, weight += next_token) {
+            const float *token = x + offsets[j] + c;
+            Eight part[N];
+#pragma GCC unroll 2
+            for (int64_t n = 0; n < N; n++) part[n] = load<Eight>(token + n * 8);
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < GROUP; i++)
+#pragma GCC unroll 2
+                for (int64_t n = 0; n < N; n++) total[i][n] += weight[i * next_row] * part[n];
+        }
+#pragma GCC unroll 4
+        for (int64_t i = 0; i < GROUP; i++) {
+            if (r + i >= rows) break;
+            float *row = out + out_offsets[r + i] + c;  // once more, where a region is listed twice
+#pragma GCC unroll 2
+            for (int64_t n = 0; n < N; n++)
+                store(row + n * 8, load<Eight>(row + n * 8) + total[i][n]);
+        }
+    }
+}
+
+// out[r] += sum of weights[j * next_token + r * next_row] x[j], both tokens anywhere in memory.
+void add_weighted(const float *weights, int64_t next_token, int64_t next_row, const float *x,
+                  const int64_t *offsets, int64_t count, float *out, const int64_t *out_offsets,
+                  int64_t rows, int64_t dim) {
+    int64_t c = 0;
+    for (; c + 16 <= dim; c += 16)
+        add_weighted<2>(weights, next_token, next_row, x, offsets, count, out, out_offsets, rows, c);
+    if (c < dim)
+        add_weighted<1>(weights, next_token, next_row, x, offsets, count, out, out_offsets, rows, c);
+}
+
+// A thread's lists and tiles.
+struct Scratch {
+    Offsets q, k, v, out, stats, grad_out, grad_q, grad_k, grad_v, rows;
+    std::vector<float> queries, grads, logits, slopes, result;
+
+    explicit Scratch(const Problem &p)
+        : queries(p.dim * QUERIES),
+          grads(p.value_dim * QUERIES),
+          logits((KEYS + SLACK) * QUERIES),
+          slopes((KEYS + SLACK) * QUERIES),
+          result(QUERIES * p.value_dim) {
+        for (int64_t r = 0; r < QUERIES; r++) rows.push_back(r * p.value_dim);
+    }
+};
+
+// Turns a tile's logits into the softmax's numerators, in place. The largest logit of each query and
+// its sum go on from the blocks before, of which all results have to be multiplied by `factor`.
+template <class V>
+void weigh(float *logits, int64_t count, int64_t pitch, float *largest, float *sum, float *factor) {
+    V top = load<V>(largest);
+    for (int64_t j = 0; j < count; j++) {
+        const V x = load<V>(logits + j * pitch);
+        top = top < x ? x : top;  // NaN is passed by: its exponential will be NaN
+    }
+    const V less = exponential(load<V>(largest) - top);
+    V total = load<V>(sum) * less;
+    for (int64_t j = 0; j < count; j++) {
+        const V weight = exponential(load<V>(logits + j * pitch) - top);
+        store(logits + j * pitch, weight);
+        total += weight;
+    }
+    store(largest, top);
+    store(sum, total);
+    store(factor, less);
+}
+
+void forward_region(const Problem &p, int64_t image, int64_t region, Scratch &s) {
+    const int64_t *routes = p.routes + (image * p.queries.regions() + region) * p.topk;
+    list(s.q, p.q, p.queries, image, &region, 1);
+    list(s.out, p.out, p.queries, image, &region, 1);
+    list(s.stats, p.stats, p.queries, image, &region, 1);
+    list(s.k, p.k, p.keys, image, routes, p.topk);
+    list(s.v, p.v, p.keys, image, routes, p.topk);
+    const int64_t queries = s.q.size(), keys = s.k.size();
+    float largest[QUERIES], sum[QUERIES], factor[QUERIES];
+    for (int64_t head = 0; head < p.heads; head++) {
+        const float *q = p.q.data + head * p.dim, *k = p.k.data + head * p.dim;
+        const float *v = p.v.data + head * p.value_dim;
+        for (int64_t first = 0; first < queries; first += QUERIES) {
+            const int64_t rows = std::min(QUERIES, queries - first), pitch = (rows + 7) / 8 * 8;
+            read_columns(q, &s.q[first], rows, p.dim, p.scale, pitch, &s.queries[0]);
+            std::fill(s.result.begin(), s.result.end(), 0.0f);
+            std::fill_n(largest, QUERIES, -INFINITY);
+            std::fill_n(sum, QUERIES, 0.0f);
+            for (int64_t start = 0; start < keys; start += KEYS) {
+                const int64_t count = std::min(KEYS, keys - start);
+                float *logits = &s.logits[0];
+                fetch(k, &s.k[start], count, p.dim);
+                fetch(v, &s.v[start], count, p.value_dim);
+                multiply(k, &s.k[start], count, &s.queries[0], p.dim, rows, pitch, logits);
+                if (rows <= 4)
+                    weigh<Four>(logits, count, pitch, largest, sum, factor);
+                else
+                    for (int64_t r = 0; r < rows; r += 8)
+                        weigh<Eight>(logits + r, count, pitch, largest + r, sum + r, factor + r);
+                if (start)
+                    for (int64_t r = 0; r < rows; r++)
+                        for (int64_t c = 0; c < p.value_dim; c++)
+                            s.result[s.rows[r] + c] *= factor[r];
+                add_weighted(logits, pitch, 1, v, &s.v[start], count, &s.result[0], &s.rows[0],
+                             rows, p.value_dim);
+            }
+            for (int64_t r = 0; r < rows; r++) {
+                float *out = p.out.data + head * p.value_dim + s.out[first + r];
+                const float share = 1 / sum[r];
+                for (int64_t c = 0; c < p.value_dim; c++) out[c] = s.result[s.rows[r] + c] * share;
+                float *stats = p.stats.data + 2 * head + s.stats[first + r];
+                stats[0] = largest[r];
+                stats[1] = share;
+            }
+        }
+    }
+}
+
+// Turns a tile's logits into weights, and the products of gradients and values into gradients of
+// the logits.
+template <class V>
+void differentiate(float *logits, float *slopes, int64_t count, int64_t pitch, const float *largest,
+                   const float *shares, const float *shifts, float scale) {
+    const V top = load<V>(largest), share = load<V>(shares), shift = load<V>(shifts);
+    for (int64_t j = 0; j < count; j++, logits += pitch, slopes += pitch) {
+        const V weight = exponential(load<V>(logits) - top) * share;
+        store(logits, weight);
+        store(slopes, weight * (load<V>(slopes) - shift) * scale);
+    }
+}
+
+void backward_region(const Problem &p, int64_t image, int64_t region, int64_t first_head,
+                     int64_t end_head, int64_t part, Scratch &s) {
+    const int64_t *routes = p.routes + (image * p.queries.regions() + region) * p.topk;
+    list(s.q, p.q, p.queries, image, &region, 1);
+    list(s.out, p.out, p.queries, image, &region, 1);
+    list(s.stats, p.stats, p.queries, image, &region, 1);
+    list(s.grad_out, p.grad_out, p.queries, image, &region, 1);
+    list(s.grad_q, p.grad_q, p.queries, image, &region, 1);
+    list(s.k, p.k, p.keys, image, routes, p.topk);
+    list(s.v, p.v, p.keys, image, routes, p.topk);
+    list(s.grad_k, p.grad_k, p.keys, image, routes, p.topk);
+    list(s.grad_v, p.grad_v, p.keys, image, routes, p.topk);
+    const int64_t queries = s.q.size(), keys = s.k.size();
+    float largest[QUERIES] = {}, shares[QUERIES] = {}, shifts[QUERIES] = {};
+    for (int64_t head = first_head; head < end_head; head++) {
+        const float *q = p.q.data + head * p.dim, *k = p.k.data + head * p.dim;
+        const float *v = p.v.data + head * p.value_dim, *out = p.out.data + head * p.value_dim;
+        const float *grad_out = p.grad_out.data + head * p.value_dim;
+        float *grad_q = p.grad_q.data + head * p.dim;
+        float *grad_k = p.grad_k.data + head * p.dim + part * p.part_k;
+        float *grad_v = p.grad_v.data + head * p.value_dim + part * p.part_v;
+        for (int64_t first = 0; first < queries; first += QUERIES) {
+            const int64_t rows = std::min(QUERIES, queries - first), pitch = (rows + 7) / 8 * 8;
+            read_columns(q, &s.q[first], rows, p.dim, p.scale, pitch, &s.queries[0]);
+            read_columns(grad_out, &s.grad_out[first], rows, p.value_dim, 1, pitch, &s.grads[0]);
+            for (int64_t r = 0; r < rows; r++) {
+                Eight shift = {};
+                for (int64_t c = 0; c < p.value_dim; c += 8)
+                    shift += load<Eight>(out + s.out[first + r] + c) *
+                             load<Eight>(grad_out + s.grad_out[first + r] + c);
+                shifts[r] = 0;
+                for (int64_t i = 0; i < 8; i++) shifts[r] += shift[i];
+                const float *stats = p.stats.data + 2 * head + s.stats[first + r];
+                largest[r] = stats[0];
+                shares[r] = stats[1];
+                std::fill_n(grad_q + s.grad_q[first + r], p.dim, 0.0f);
+            }
+            for (int64_t start = 0; start < keys; start += KEYS) {
+                const int64_t count = std::min(KEYS, keys - start);
+                float *logits = &s.logits[0], *slopes = &s.slopes[0];
+                fetch(k, &s.k[start], count, p.dim);
+                fetch(v, &s.v[start], count, p.value_dim);
+                fetch(grad_k, &s.grad_k[start], count, p.dim);
+                fetch(grad_v, &s.grad_v[start], count, p.value_dim);
+                multiply(k, &s.k[start], count, &s.queries[0], p.dim, rows, pitch, logits);
+                multiply(v, &s.v[start], count, &s.grads[0], p.value_dim, rows, pitch, slopes);
+                if (rows <= 4)
+                    differentiate<Four>(logits, slopes, count, pitch, largest, shares, shifts,
+                                        p.scale);
+                else
+                    for (int64_t r = 0; r < rows; r += 8)
+                        differentiate<Eight>(logits + r, slopes + r, count, pitch, largest + r,
+                                             shares + r, shifts + r, p.scale);
+                add_weighted(slopes, pitch, 1, k, &s.k[start], count, grad_q, &s.grad_q[first],
+                             rows, p.dim);
+                add_weighted(slopes, 1, pitch, q, &s.q[first], rows, grad_k, &s.grad_k[start],
+                             count, p.dim);
+                add_weighted(logits, 1, pitch, grad_out, &s.grad_out[first], rows, grad_v,
+                             &s.grad_v[start], count, p.value_dim);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Whether every route is the number of a region.
+extern "C" int routes_exist(const Problem *problem) {
+    const Problem &p = *problem;
+    const int64_t regions = p.keys.regions();
+    const int64_t *end = p.routes + p.batch * p.queries.regions() * p.topk;
+    return std::all_of(p.routes, end, [=](int64_t i) { return 0 <= i && i < regions; });
+}
+
+extern "C" void forward(const Problem *problem) {
+    const Problem &p = *problem;
+    const int64_t regions = p.queries.regions();
+#pragma omp parallel num_threads(p.threads)
+    {
+        Scratch scratch(p);
+#pragma omp for schedule(dynamic, 4)
+        for (int64_t i = 0; i < p.batch * regions; i++)
+            forward_region(p, i / regions, i % regions, scratch);
+    }
+}
+
+// A thread takes an image and a group of its heads, and all query regions or a part of them, which
+// has gradients of keys and values of its own: every sum has one order.
+extern "C" void backward(const Problem *problem) {
+    const Problem &p = *problem;
+    const int64_t regions = p.queries.regions();
+#pragma omp parallel num_threads(p.threads)
+    {
+        Scratch scratch(p);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < p.batch * p.groups * p.parts; i++) {
+            const int64_t part = i % p.parts, group = i / p.parts % p.groups;
+            for (int64_t r = regions * part / p.parts; r < regions * (part + 1) / p.parts; r++)
+                backward_region(p, i / p.parts / p.groups, r, p.heads * group / p.groups,
+                                p.heads * (group + 1) / p.groups, part, scratch);
+        }
+    }
+}

@@ -1,0 +1,251 @@
+"""The fused C++ attention: equal to the reference, to the bit from run to run, and how it loads."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_ops import CASES, LAYOUTS, Case, run
+
+from mmbiformer.models import BiFormer
+from mmbiformer.ops import BACKENDS, routed_attention
+from mmbiformer.ops.backends.cpp import library
+
+FITTING = {
+    name: case
+    for name, case in CASES.items()
+    if not any(dim % 8 for dim in (case.head_dim, case.value_dim or 8))
+}
+LARGE = {  # several tiles of queries, of keys, and what is left over of both
+    'stage 1': Case(query=(56, 56), region=(8, 8), topk=1, head_dim=32),
+    'stage 2': Case(query=(28, 28), region=(4, 4), topk=4, head_dim=32, heads=4),
+    'stage 3': Case(query=(14, 14), region=(2, 2), topk=16, head_dim=32, heads=8),
+    '13x21 tokens a region': Case(query=(40, 50), region=(13, 21), topk=2, head_dim=16),
+    '4x6 tokens a region': Case(query=(25, 42), region=(4, 6), topk=16, head_dim=32),
+    '129 keys': Case(query=(9, 129), region=(3, 43), topk=1, head_dim=24),
+    '33 queries': Case(query=(11, 9), region=(11, 3), key=(7, 7), key_region=(7, 7), topk=1),
+    '36 queries': Case(query=(12, 9), region=(12, 3), topk=2),
+    '20 queries, 128 channels': Case(query=(8, 15), region=(4, 5), topk=3, head_dim=128),
+    'wide values': Case(query=(9, 9), region=(4, 4), topk=2, head_dim=8, value_dim=40),
+}
+
+
+def error(found, exact):
+    """Length of the deviation, relative to the exact."""
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def attend(tensors, options):
+    return routed_attention(*tensors, **options, backend='cpp')
+
+
+@pytest.mark.parametrize('twice', [False, True])
+@pytest.mark.parametrize('case', [*FITTING.values(), *LARGE.values()], ids=[*FITTING, *LARGE])
+def test_error_budget(case, twice):
+    """At most twice the error that the reference itself makes in that precision."""
+    *maps, routes = case.tensors(torch.float32)
+    if twice:
+        routes = torch.cat([routes, routes[..., :1]], 2)
+    exact, cotangent = run([*(x.double() for x in maps), routes], case.options(), 'reference')
+    plain, _ = run([*maps, routes], case.options(), 'reference', cotangent)
+    found, _ = run([*maps, routes], case.options(), 'cpp', cotangent)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        if a.numel():
+            assert error(a, c) <= 2 * error(b, c)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('name', ['plain', 'ragged', 'one image', 'other keys, ragged'])
+def test_any_layout(name, layout):
+    case = FITTING[name]
+    *maps, routes = case.tensors(torch.float32)
+    expected, cotangent = run([*maps, routes], case.options(), 'cpp')
+    maps = [LAYOUTS[layout](x).requires_grad_() for x in maps]
+    out = attend([*maps, routes], case.options())
+    grads = torch.autograd.grad(out, maps, LAYOUTS[layout](cotangent))
+    for a, b in zip([out, *grads], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_gradients_of_a_constant():
+    """What ``sum`` sends back is one number, seen as a map."""
+    case = LARGE['36 queries']
+    *maps, routes = case.tensors(torch.float32)
+    expected, _ = run([*maps, routes], case.options(), 'cpp', torch.ones(2, 12, 9, 16))
+    maps = [x.requires_grad_() for x in maps]
+    grads = torch.autograd.grad(attend([*maps, routes], case.options()).sum(), maps)
+    for a, b in zip(grads, expected[1:], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads PyTorch uses, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('count', [1, 2, 5, 16])
+@pytest.mark.parametrize('name', ['stage 1', 'stage 3', '4x6 tokens a region'])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_bit_equal_from_run_to_run(batch, name, count, threads):
+    """With any number of threads; with few images some share the work on one."""
+    case = Case(**vars(LARGE[name]) | dict(batch=batch))
+    tensors = case.tensors(torch.float32)
+    threads(1)
+    alone, cotangent = run(tensors, case.options(), 'cpp')
+    threads(count)
+    first, _ = run(tensors, case.options(), 'cpp', cotangent)
+    second, _ = run(tensors, case.options(), 'cpp', cotangent)
+    for a, b, c in zip(alone, first, second, strict=True):
+        assert torch.equal(b, c)
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('factor', [30.0, 1e4])
+def test_large_logits(factor):
+    case = LARGE['4x6 tokens a region']
+    q, k, v, routes = case.tensors(torch.float32)
+    q = factor * q
+    exact, cotangent = run(
+        [q.double(), k.double(), v.double(), routes], case.options(), 'reference'
+    )
+    plain, _ = run([q, k, v, routes], case.options(), 'reference', cotangent)
+    found, _ = run([q, k, v, routes], case.options(), 'cpp', cotangent)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert error(a, c) <= 2 * error(b, c)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), float('-inf')])
+@pytest.mark.parametrize('which', [0, 1, 2])
+def test_what_is_no_number_is_passed_on(which, value):
+    """To the queries that meet it, as in the reference, and to no others."""
+    case = LARGE['stage 2']
+    *maps, routes = case.tensors(torch.float32)
+    maps[which][1, 9, 3, 40] = value
+    expected = routed_attention(*maps, routes, **case.options(), backend='reference')
+    found = attend([*maps, routes], case.options())
+    assert not expected.isfinite().all()
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert error(found[found.isfinite()], expected[found.isfinite()].double()) < 1e-5
+
+
+@pytest.mark.parametrize('wrong', [-1, 16, 2**40])
+def test_routes_to_no_region(wrong):
+    q, k, v, routes = Case().tensors(torch.float32)
+    routes[1, 15, 2] = wrong
+    with pytest.raises(IndexError, match='numbers that no key region has'):
+        attend([q, k, v, routes], Case().options())
+
+
+def test_nothing_is_read_beyond_the_maps():
+    """Each map ends where memory that may not be read begins; another process may crash."""
+    code = """
+import ctypes, mmap, torch
+from mmbiformer.ops import routed_attention
+
+def guarded(*shape, dtype=torch.float32):
+    x = torch.randn(shape) if dtype == torch.float32 else torch.randint(6, shape)
+    size = x.numel() * x.element_size()
+    pages = -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    last = ctypes.c_void_p(address + pages * mmap.PAGESIZE)
+    assert ctypes.CDLL(None).mprotect(last, mmap.PAGESIZE, 0) == 0
+    offset = pages * mmap.PAGESIZE - size
+    mine = torch.frombuffer(memory, dtype=dtype, count=x.numel(), offset=offset)
+    return mine.view(shape).copy_(x)
+
+torch.manual_seed(0)
+for heads, dim, region in ((1, 8, (3, 4)), (3, 24, (3, 4)), (2, 40, (4, 5))):
+    q, k, v = (guarded(2, 7, 9, heads * dim).requires_grad_() for _ in range(3))
+    rows, cols = -(-7 // region[0]), -(-9 // region[1])
+    routes = guarded(2, rows * cols, 2, dtype=torch.int64) % (rows * cols)
+    out = routed_attention(
+        q, k, v, routes, num_heads=heads, region_size=region, backend='cpp'
+    )
+    out.backward(guarded(*out.shape))
+print('read nothing else')
+"""
+    ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert ran.stdout == 'read nothing else\n', (ran.returncode, ran.stderr)
+
+
+def test_auto_takes_it_for_backbones(caplog):
+    net = BiFormer('tiny')
+    images = torch.randn(1, 3, 64, 64)
+    with caplog.at_level(logging.DEBUG, logger='mmbiformer.ops'):
+        net(images)
+        assert "'cpp'" not in caplog.text
+        net.double()(images.double())
+    assert "'cpp': query, key and value are torch.float64" in caplog.text
+
+
+def test_reasons():
+    q, k, v, _ = Case().tensors(torch.float32)
+    why_not = BACKENDS['cpp'].why_not
+    assert why_not(q, k, v, 2) is None
+    assert 'tensors are on meta' in why_not(*(x.to('meta') for x in (q, k, v)), 2)
+    assert 'torch.bfloat16' in why_not(q, k, v.bfloat16(), 2)
+    assert 'heads of 4 channels' in why_not(q, k, v, 4)
+    assert 'heads of 12 channels' in why_not(q, k, torch.ones(2, 8, 8, 24), 2)
+    wrapped = torch.nn.Parameter(q)
+    assert 'subclass of tensors' in why_not(wrapped, k, v, 2)
+    seen = []
+    torch.func.vmap(lambda x: seen.append(why_not(x, x, x, 2)) or x)(q[None])
+    assert 'transform' in seen[0]
+
+
+@pytest.fixture
+def loads(tmp_path, monkeypatch):
+    """Loads the library as a new process would that has an empty cache and these variables."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+
+    def load(**env):
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        return library._load.__wrapped__()
+
+    return load
+
+
+def test_it_is_compiled_once(loads, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        found, reason = loads(CXX='')
+    assert reason is None
+    assert hasattr(found, 'backward')
+    assert 'for this processor, once' in caplog.text
+    (file,) = (tmp_path / 'mmbiformer').iterdir()  # and nothing beside it
+    assert loads(CXX='/no/compiler')[1] is None  # not needed any more
+    assert [*file.parent.iterdir()] == [file]
+
+
+def test_no_compiler(loads, tmp_path):
+    def reason(**env):
+        found, why = loads(**env)
+        assert found is None
+        return why
+
+    assert 'the C++ compiler /no/compiler cannot be run (No such file' in reason(CXX='/no/compiler')
+    assert 'python' in reason(CXX=sys.executable)  # it knows none of the options
+    assert 'failed: ' in reason(CXX=sys.executable)
+    none = 'there is no C++ compiler; install g++, or name one in CXX'
+    assert reason(CXX='', PATH=str(tmp_path)) == none
+    (tmp_path / 'taken').touch()
+    assert 'taken' in reason(CXX='g++', XDG_CACHE_HOME=str(tmp_path / 'taken'))
+
+
+def test_without_it_auto_goes_on(monkeypatch, caplog):
+    monkeypatch.setattr(library, '_load', lambda: (None, 'there is no C++ compiler'))
+    case = Case()
+    tensors = case.tensors(torch.float32)
+    expected = routed_attention(*tensors, **case.options(), backend='reference')
+    with caplog.at_level(logging.DEBUG, logger='mmbiformer.ops'):
+        torch.testing.assert_close(routed_attention(*tensors, **case.options()), expected)
+    assert "'cpp': there is no C++ compiler" in caplog.text
+    with pytest.raises(RuntimeError, match="'cpp' cannot run here: there is no C\\+\\+ compiler"):
+        attend(tensors, case.options())
