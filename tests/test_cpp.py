@@ -80,6 +80,13 @@ def test_gradients_of_a_constant():
         assert torch.equal(a, b)
 
 
+def test_output_is_the_callers():
+    *maps, routes = Case().tensors(torch.float32)
+    out = attend([*(x.requires_grad_() for x in maps), routes], Case().options())
+    assert out.is_contiguous()
+    out.mul_(2)  # of a view made in an autograd.Function this would raise
+
+
 @pytest.fixture
 def threads():
     """Sets how many threads PyTorch uses, until the test ends."""

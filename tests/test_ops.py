@@ -98,30 +98,14 @@ def test_backend_equals_reference(case, backend):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('plainly', [True, False])
+@pytest.mark.parametrize('way', ['_attend_in_pieces', '_attend_under_mask'])
 @pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_both_ways_on_cpu_equal_reference(case, plainly, monkeypatch):
-    """Small logits and large ones, and their gradients."""
-    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
-    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24 if plainly else 0)
-    calls, plain = [], sdpa._plain_gradients
-    monkeypatch.setattr(sdpa, '_plain_gradients', lambda *args: calls.append(1) or plain(*args))
-    *maps, routes = case.tensors()
-    # All tokens to all is another way, where regions are small.
-    monkeypatch.setattr(sdpa, '_attend_under_mask', sdpa._attend_in_pieces)
-    expected, cotangent = run([*maps, routes], case.options(), 'reference')
-    found, _ = run([*maps, routes], case.options(), 'sdpa', cotangent)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    assert bool(calls) == (plainly and case.batch > 0 and case.value_dim is None)
-
-
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-def test_all_to_all_equals_reference(case, monkeypatch):
-    """Under a mask, image by image, forward and backward."""
-    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
-    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24)
-    monkeypatch.setattr(sdpa, '_attend_in_pieces', sdpa._attend_under_mask)
+def test_both_ways_on_cpu_equal_reference(case, way, monkeypatch):
+    """Whichever the sizes would have chosen, forward and backward."""
+    if way == '_attend_in_pieces' and (case.value_dim is not None or not case.batch):
+        way = '_attend_gathered'  # what runs where pieces cannot
+    for each in ('_attend_in_pieces', '_attend_under_mask'):
+        monkeypatch.setattr(sdpa, each, getattr(sdpa, way))
     *maps, routes = case.tensors()
     routes = torch.cat([routes, routes[..., :1]], 2)  # listed twice
     expected, cotangent = run([*maps, routes], case.options(), 'reference')
@@ -138,7 +122,6 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize('logits_bytes', [0, 2**24])
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('heads', [1, 2])
 @pytest.mark.parametrize('batch', [1, 2])
@@ -152,10 +135,8 @@ LAYOUTS = {
         ((9, 5), (2, 3)),
     ],
 )
-def test_any_layout(size, region, batch, heads, layout, logits_bytes, monkeypatch):
+def test_any_layout(size, region, batch, heads, layout, monkeypatch):
     """Also where regions of a map, head by head, are a view of it."""
-    monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
-    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', logits_bytes)
     monkeypatch.setattr(sdpa, '_attend_under_mask', sdpa._attend_in_pieces)
     case = Case(query=size, region=region, topk=1, batch=batch, heads=heads)
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
@@ -176,7 +157,7 @@ def test_pieces_are_those_of_the_forward_pass(monkeypatch):
     options = dict(num_heads=2, region_size=(8, 8), backend='sdpa')
     maps = [x.requires_grad_() for x in maps]
     expected = torch.autograd.grad(routed_attention(*maps, routes, **options).sum(), maps)
-    for before, after in (({}, dict(LOGITS_BYTES=0)), (dict(LOGITS_BYTES=0, PIECE_BYTES=1), {})):
+    for before, after in (({}, dict(PIECE_BYTES=1)), (dict(PIECE_BYTES=1), {})):
         with monkeypatch.context() as patch:
             for name, value in before.items():
                 patch.setattr(sdpa, name, value)
@@ -188,17 +169,14 @@ def test_pieces_are_those_of_the_forward_pass(monkeypatch):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize('plain', [True, False])
-def test_no_piece_is_kept(plain, monkeypatch):
+def test_no_piece_is_kept(monkeypatch):
     """Pieces kept for the backward pass would hold the memory around them."""
     monkeypatch.setattr(sdpa, 'PIECE_BYTES', 1)
-    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24 if plain else 0)
     *maps, routes = Case(query=(32, 32), region=(8, 8), topk=2).tensors()
     maps, kept = [x.requires_grad_() for x in maps], []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape), lambda x: x):
         routed_attention(*maps, routes, num_heads=2, region_size=(8, 8), backend='sdpa')
-    inputs = [x.shape for x in (*maps, routes)]
-    assert kept == (inputs if plain else [*inputs, maps[0].shape, (2 * 16, 2, 64)])
+    assert kept == [x.shape for x in (*maps, routes, maps[0])] + [(2 * 16, 2, 64)]
 
 
 def test_autocast_leaves_the_backward_pass_alone():
@@ -212,59 +190,11 @@ def test_autocast_leaves_the_backward_pass_alone():
     assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize('everywhere', [True, False])
-@pytest.mark.parametrize('case', CASES.values(), ids=CASES)
-@torch.no_grad()
-def test_inference_equals_reference(case, everywhere, monkeypatch):
-    """Where gradients are not asked for, small logits take another way."""
-    if everywhere:
-        monkeypatch.setattr(sdpa, 'MIN_QUERIES', 1)
-        monkeypatch.setattr(sdpa, 'LOGITS_BYTES', 2**24)
-    calls, plain = [], sdpa._attend_plainly
-    monkeypatch.setattr(sdpa, '_attend_plainly', lambda *args: calls.append(1) or plain(*args))
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        calls.clear()
-        *maps, routes = case.tensors(dtype)
-        exact = routed_attention(
-            *(x.double() for x in maps), routes, **case.options(), backend='reference'
-        )
-        found = routed_attention(*maps, routes, **case.options(), backend='sdpa')
-        if dtype == torch.float64:
-            torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
-        elif case.batch:
-            own = routed_attention(*maps, routes, **case.options(), backend='reference')
-            # Of few numbers it may round all luckily: it counts as two units off at least.
-            own = max(error(own, exact), 2 * torch.finfo(torch.float32).eps)
-            assert error(found, exact) <= 2 * own
-        if everywhere and case.batch and case.value_dim is None:
-            assert bool(calls) == (dtype != torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    ('case', 'plain'),
-    [
-        (Case(query=(16, 16), region=(8, 8), topk=2), True),
-        (Case(query=(14, 14), region=(2, 2), topk=16, head_dim=32, heads=8), True),  # all to all
-        (Case(topk=1), False),  # four queries a region
-        (Case(query=(64, 64), region=(64, 64), topk=1, batch=1), False),  # 256 MB of logits
-    ],
-)
-@torch.no_grad()
-def test_which_logits_are_small(case, plain, monkeypatch):
-    calls, attend = [], sdpa._attend_plainly
-    monkeypatch.setattr(sdpa, '_attend_plainly', lambda *args: calls.append(1) or attend(*args))
-    *maps, routes = case.tensors(torch.float32)
-    routed_attention(*maps, routes, **case.options(), backend='sdpa')
-    assert bool(calls) == plain
-
-
-@pytest.mark.parametrize('logits_bytes', [0, sdpa.LOGITS_BYTES])  # PyTorch's kernel, products
 @pytest.mark.parametrize('strips', [1, 3])
 @pytest.mark.parametrize(
     'name', ['large regions, one route', 'ragged, one route', 'hub, ragged', 'one image']
 )
-def test_pieces_make_the_whole(name, strips, logits_bytes, monkeypatch):
-    monkeypatch.setattr(sdpa, 'LOGITS_BYTES', logits_bytes)
+def test_pieces_make_the_whole(name, strips, monkeypatch):
     case = CASES[name]
     tensors = case.tensors()
     expected, cotangent = run(tensors, case.options(), 'reference')
@@ -484,7 +414,8 @@ def test_output_is_the_callers(backend, size):
     *maps, routes = Case(query=size, region=(8, 8), topk=1).tensors()
     options = dict(num_heads=2, region_size=(8, 8), backend=backend)
     q = maps[0].requires_grad_()
-    routed_attention(q, *maps[1:], routes, **options).mul_(2).sum().backward()
+    routed_attention(q, *maps[1:], routes, **options).mul_(2)
+    (2 * routed_attention(q, *maps[1:], routes, **options)).sum().backward()
 
     def twice(q):
         return 2 * routed_attention(q, *maps[1:], routes, **options).sum()

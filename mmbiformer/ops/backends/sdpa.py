@@ -29,9 +29,6 @@ Size = tuple[int, int]
 # Gathered keys and values held at a time: small enough for the attention to find them in the
 # processor's cache.
 PIECE_BYTES = 2**21
-# The same for logits, and how many queries each matrix product needs to be worth its call.
-LOGITS_BYTES = 2**21
-MIN_QUERIES = 16
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -92,71 +89,8 @@ def _attend_under_mask(
     mask = listed.index_select(2, region_of_token(key.shape[1:3], key_region_size, key.device))
     mask = mask.index_select(1, region_of_token(query.shape[1:3], region_size, query.device))
     q, k, v = (_heads(x.flatten(1, 2), num_heads) for x in (query, key, value))
-    few = _are_few(num_heads, q.shape[2], k.shape[2], q.dtype)
-    if few and _plain_can_run(query) and not torch.is_grad_enabled():
-        out = q.new_empty(*q.shape[:3], v.shape[3])
-        bias = mask[:, None].expand(-1, num_heads, -1, -1)
-        for *operands, part in zip(q, k, v, bias, out, strict=True):  # image by image
-            _attend_plainly(*operands, scale, part)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], scale=scale)
     return out.transpose(1, 2).reshape(*query.shape[:3], value.shape[3])
-
-
-def _plain_can_run(x: Tensor) -> bool:
-    """Whether :func:`_attend_plainly` can run: made for CPU, and for nothing but numbers."""
-    return (
-        x.device.type == 'cpu'
-        and x.dtype in (torch.float32, torch.float64)  # sums in half precision would not be exact
-        and not torch.is_autocast_enabled('cpu')
-        and eager()
-    )
-
-
-def _are_few(tiles: int, queries: int, keys: int, dtype: torch.dtype) -> bool:
-    """Whether the logits of so many tiles stay in the processor's cache."""
-    return queries >= MIN_QUERIES and tiles * queries * keys * dtype.itemsize <= LOGITS_BYTES
-
-
-def _attend_plainly(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Attention by one call a step, (N, T, dim), into ``out`` if given, without gradients.
-
-    For logits that stay in the cache it takes about 3/4 of the time of PyTorch's fused kernel, and
-    2/3 under a mask.
-    """
-    return torch.bmm(_weights(q, k, mask, scale), v, out=out)
-
-
-def _plain_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`_attend_plainly`: of queries, keys and values."""
-    with torch.autocast('cpu', enabled=False):
-        weights = _weights(q, k, mask, scale)
-        grad_v = torch.bmm(weights.mT, grad)
-        grad_logits = torch.bmm(grad, v.mT)
-        torch._softmax_backward_data(
-            grad_logits, weights, -1, weights.dtype, grad_input=grad_logits
-        )
-        empty = grad_logits.new_empty
-        grad_q = torch.baddbmm(empty(q.shape), grad_logits, k, beta=0, alpha=scale)
-        grad_k = torch.baddbmm(empty(k.shape), grad_logits.mT, q, beta=0, alpha=scale)
-    return grad_q, grad_k, grad_v
-
-
-def _weights(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Softmax of the logits, (N, queries, keys)."""
-    logits = q.new_empty(*q.shape[:2], k.shape[1])
-    bias = logits if mask is None else mask
-    torch.baddbmm(bias, q, k.mT, beta=int(mask is not None), alpha=scale, out=logits)
-    return torch.softmax(logits, -1, out=logits)
 
 
 def _attend_gathered(
@@ -190,9 +124,8 @@ class _GatheredInPieces(torch.autograd.Function):
 
     The next piece takes the memory of what was gathered for one, and none of it is kept for the
     backward pass: gathering again costs a few percent of the attention, the copies would be k times
-    keys and values. Logits that stay in the cache are computed again too. For others PyTorch's CPU
-    kernels are called directly: their log-sum-exp is not to be had from
-    ``scaled_dot_product_attention``.
+    keys and values. PyTorch's CPU kernels are called directly: their log-sum-exp is not to be had
+    from ``scaled_dot_product_attention``.
     """
 
     @staticmethod
@@ -212,59 +145,48 @@ class _GatheredInPieces(torch.autograd.Function):
         k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
         rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
-        step, plain = _plan(q, k, v, rows)
+        step = _strips_at_a_time(q, k, v, rows)
         # Not decided anew in the backward pass, which may be compiled where this one is not.
-        ctx.settings = num_heads, region_size, key_region_size, scale, step, plain
+        ctx.settings = num_heads, region_size, key_region_size, scale, step
         height = len(q) // len(query) * region_size[0]
         out = q.new_empty(len(query), height, q.shape[2] * q.shape[3], value.shape[3])
         out_strips = _strips(out, region_size)
         sums = []
         for strips, regions in _pieces(q, step):
-            operands = _operands(q[strips], k, v, rows[regions])
-            part_mask = None if mask is None else mask[regions]
-            if plain:
-                part = _attend_plainly(*operands, _of_heads(part_mask, operands[0]), scale)
-            else:
-                part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    *(x.unflatten(0, (-1, num_heads)) for x in operands),
-                    attn_mask=part_mask,
-                    scale=scale,
-                )
-                sums.append(lse)
+            part, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *_operands(q[strips], k, v, rows[regions]),
+                attn_mask=None if mask is None else mask[regions],
+                scale=scale,
+            )
+            sums.append(lse)
             _put(out_strips[strips], part)
         # Not the parts, which would lie in memory between pieces that come and go.
-        kept = (out, torch.cat(sums)) if keep and not plain else ()
+        kept = (out, torch.cat(sums)) if keep else ()
         ctx.save_for_backward(query, key, value, routes, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, routes, *kept = ctx.saved_tensors
-        num_heads, region_size, key_region_size, scale, step, plain = ctx.settings
-        q, grad = (_strips(x, region_size) for x in (query, grad))
+        query, key, value, routes, out, sums = ctx.saved_tensors
+        num_heads, region_size, key_region_size, scale, step = ctx.settings
+        q, out, grad = (_strips(x, region_size) for x in (query, out, grad))
         k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
         rows = _rows_by_head(routes, key, key_region_size, num_heads)
         mask = _edge_mask(key, routes, key_region_size)
-        if not plain:
-            out, sums = _strips(kept[0], region_size), kept[1]
         grad_query = q.new_empty(q.shape)
         totals = [torch.zeros_like(x) for x in (k, v)]
         for strips, regions in _pieces(q, step):
-            operands = _by_head(grad[strips], num_heads), *_operands(q[strips], k, v, rows[regions])
-            part_mask = None if mask is None else mask[regions]
-            if plain:
-                grads = _plain_gradients(*operands, _of_heads(part_mask, operands[0]), scale)
-            else:
-                grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    *(x.unflatten(0, (-1, num_heads)) for x in operands),
-                    _by_head(out[strips], num_heads).unflatten(0, (-1, num_heads)),
-                    sums[regions],
-                    0.0,
-                    False,
-                    attn_mask=part_mask,
-                    scale=scale,
-                )
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                _by_head(grad[strips], num_heads).unflatten(0, (-1, num_heads)),
+                *_operands(q[strips], k, v, rows[regions]),
+                _by_head(out[strips], num_heads).unflatten(0, (-1, num_heads)),
+                sums[regions],
+                0.0,
+                False,
+                attn_mask=None if mask is None else mask[regions],
+                scale=scale,
+            )
             _put(grad_query[strips], grads[0])
             for total, each in zip(totals, grads[1:], strict=True):
                 # One long row a region, in the order of the list: fast, and always the same sum.
@@ -279,17 +201,12 @@ class _GatheredInPieces(torch.autograd.Function):
         return *grads, *(None,) * 6
 
 
-def _plan(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[int, bool]:
-    """How many strips to take at a time, and whether by plain products."""
+def _strips_at_a_time(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> int:
     if torch.compiler.is_compiling():
-        return len(q), False
-    _, height, cols, width, _ = q.shape
-    _, heads, topk = rows.shape
-    _, tokens, dim = k.shape
+        return len(q)
+    cols, (_, heads, topk), (_, tokens, dim) = q.shape[2], rows.shape, k.shape
     gathered = cols * heads * topk * tokens * (dim + v.shape[2]) * k.element_size()
-    step = max(1, PIECE_BYTES // max(1, gathered))
-    few = _are_few(min(step, len(q)) * cols * heads, height * width, topk * tokens, q.dtype)
-    return step, few and _plain_can_run(q)
+    return max(1, PIECE_BYTES // max(1, gathered))
 
 
 def _pieces(q: Tensor, step: int) -> list[tuple[slice, slice]]:
@@ -302,12 +219,13 @@ def _pieces(q: Tensor, step: int) -> list[tuple[slice, slice]]:
 
 
 def _operands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries of some strips, their gathered keys and values: (regions * heads, tokens, dim)."""
+    """Queries of some strips, their gathered keys and values: (regions, heads, tokens, dim)."""
     chosen, heads = rows.flatten(), rows.shape[1]
     gathered = (
-        x.index_select(0, chosen).view(-1, rows.shape[2] * x.shape[1], x.shape[2]) for x in (k, v)
+        x.index_select(0, chosen).view(-1, heads, rows.shape[2] * x.shape[1], x.shape[2])
+        for x in (k, v)
     )
-    return _by_head(q, heads), *gathered
+    return _by_head(q, heads).unflatten(0, (-1, heads)), *gathered
 
 
 def _strips(x: Tensor, region_size: Size) -> Tensor:
@@ -347,13 +265,6 @@ def _rows_by_head(routes: Tensor, key: Tensor, key_region_size: Size, num_heads:
     """Routed regions of each head, numbered as :func:`_by_head` orders them, (B * Rq, heads, k)."""
     rows = _flat_rows(routes, key, key_region_size)[:, None] * num_heads
     return rows + torch.arange(num_heads, device=rows.device)[:, None]
-
-
-def _of_heads(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Mask (regions, 1, 1, keys) for queries (regions * heads, T, dim), of their length."""
-    if mask is None:
-        return None
-    return mask.expand(-1, len(q) // len(mask), q.shape[1], -1).flatten(0, 1)
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:

@@ -65,7 +65,7 @@ inline void store(float *p, V x) {
 }
 
 // e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r (that of Cephes' expf).
-// Below -87 it is 0; NaN stays NaN.
+// Below -87 it stays what it is there, 1.6e-38; NaN stays NaN.
 template <class V>
 inline V exponential(V x) {
     using Ints = typename Lanes<lanes<V>>::Ints;
@@ -79,8 +79,7 @@ inline V exponential(V x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    y *= (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
-    return x < -87.0f ? V{} : y;
+    return y * (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
 }
 
 // The tokens of a region that are on the map.
