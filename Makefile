@@ -65,15 +65,15 @@ KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=16000000000
 
 bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.cpu --out $(RESULTS)/cpu.json
-	@$(PY) -m benchmarks.cpu debiformer --out $(RESULTS)/cpu_debiformer.json
 	@$(PY) -m benchmarks.cpu rivals --out $(RESULTS)/cpu_rivals.json
 	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
 	@$(PY) -m benchmarks.plot
 
-bench-long: env  ## run the others: COCO's size (20 GB of memory), large images, torch.compile
+bench-long: env  ## run the others: DeBiFormer, COCO's size (20 GB of memory), large images, torch.compile
 	@$(KEEP_MEMORY) $(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
 	@$(KEEP_MEMORY) $(PY) -m benchmarks.cpu biformer --out $(RESULTS)/cpu_kept.json
 	@$(PY) -m benchmarks.cpu compile --out $(RESULTS)/cpu_compile.json
+	@$(PY) -m benchmarks.cpu debiformer --out $(RESULTS)/cpu_debiformer.json
 	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
 	@$(PY) -m benchmarks.plot
 

@@ -3,10 +3,12 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from test_ops import CASES, LAYOUTS, Case, run
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmbiformer.models import BiFormer
 from mmbiformer.ops import BACKENDS, routed_attention
@@ -36,6 +38,9 @@ def error(found, exact):
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
+ANY_LAYOUT = LAYOUTS | {'unaligned': lambda x: torch.cat([x[..., :1], x], 3)[..., 1:]}
+
+
 def attend(tensors, options):
     return routed_attention(*tensors, **options, backend='cpp')
 
@@ -56,15 +61,15 @@ def test_error_budget(case, twice):
             assert error(a, c) <= 2 * error(b, c)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('layout', ANY_LAYOUT)
 @pytest.mark.parametrize('name', ['plain', 'ragged', 'one image', 'other keys, ragged'])
 def test_any_layout(name, layout):
     case = FITTING[name]
     *maps, routes = case.tensors(torch.float32)
     expected, cotangent = run([*maps, routes], case.options(), 'cpp')
-    maps = [LAYOUTS[layout](x).requires_grad_() for x in maps]
+    maps = [ANY_LAYOUT[layout](x).requires_grad_() for x in maps]
     out = attend([*maps, routes], case.options())
-    grads = torch.autograd.grad(out, maps, LAYOUTS[layout](cotangent))
+    grads = torch.autograd.grad(out, maps, ANY_LAYOUT[layout](cotangent))
     for a, b in zip([out, *grads], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -141,6 +146,30 @@ def test_what_is_no_number_is_passed_on(which, value):
     assert error(found[found.isfinite()], expected[found.isfinite()].double()) < 1e-5
 
 
+def test_keys_that_are_hidden():
+    """Logits of -inf, of whole blocks of keys and more; a query that sees none has no result."""
+    case = Case(query=(9, 129), region=(3, 43), topk=3, heads=1)
+    q, k, v, routes = case.tensors(torch.float32)
+    q = torch.cat([torch.ones_like(q[..., :1]), q[..., 1:]], 3)
+    k[:, :, :86, 0] = -torch.inf
+    routes = torch.tensor([[0, 1, 2], [0, 1, 4]])[torch.arange(18) % 2].view(2, 9, 3)
+    expected = routed_attention(q, k, v, routes, **case.options(), backend='reference')
+    assert expected.isnan().any()
+    assert not expected.isnan().all()
+    found = attend([q, k, v, routes], case.options())
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_empty_map():
+    q = torch.ones(2, 0, 3, 8, requires_grad=True)
+    k = torch.ones(2, 4, 4, 8, requires_grad=True)
+    out = attend(
+        [q, k, k, torch.zeros(2, 0, 1, dtype=torch.int64)], dict(num_heads=1, region_size=(2, 2))
+    )
+    out.sum().backward()
+    assert not k.grad.any()
+
+
 @pytest.mark.parametrize('wrong', [-1, 16, 2**40])
 def test_routes_to_no_region(wrong):
     q, k, v, routes = Case().tensors(torch.float32)
@@ -192,6 +221,10 @@ def test_auto_takes_it_for_backbones(caplog):
     assert "'cpp': query, key and value are torch.float64" in caplog.text
 
 
+class Subclass(torch.Tensor):
+    pass
+
+
 def test_reasons():
     q, k, v, _ = Case().tensors(torch.float32)
     why_not = BACKENDS['cpp'].why_not
@@ -200,8 +233,12 @@ def test_reasons():
     assert 'torch.bfloat16' in why_not(q, k, v.bfloat16(), 2)
     assert 'heads of 4 channels' in why_not(q, k, v, 4)
     assert 'heads of 12 channels' in why_not(q, k, torch.ones(2, 8, 8, 24), 2)
-    wrapped = torch.nn.Parameter(q)
-    assert 'subclass of tensors' in why_not(wrapped, k, v, 2)
+    assert why_not(torch.nn.Parameter(q), k, v, 2) is None
+    assert 'subclass of tensors' in why_not(q.as_subclass(Subclass), k, v, 2)
+    with FlopCounterMode(display=False) as counter:
+        assert 'tracer' in why_not(q, k, v, 2)
+        routed_attention(*Case().tensors(torch.float32), num_heads=2, region_size=(2, 2))
+    assert counter.get_total_flops() > 0
     seen = []
     torch.func.vmap(lambda x: seen.append(why_not(x, x, x, 2)) or x)(q[None])
     assert 'transform' in seen[0]
@@ -226,9 +263,13 @@ def test_it_is_compiled_once(loads, tmp_path, caplog):
     assert reason is None
     assert hasattr(found, 'backward')
     assert 'for this processor, once' in caplog.text
-    (file,) = (tmp_path / 'mmbiformer').iterdir()  # and nothing beside it
+    (file,) = (tmp_path / 'mmbiformer' / 'cpp').iterdir()  # and nothing beside it
     assert loads(CXX='/no/compiler')[1] is None  # not needed any more
+    file.write_bytes(b'of another machine')
+    assert loads(CXX='')[1] is None
     assert [*file.parent.iterdir()] == [file]
+    file.parent.chmod(0o770)
+    assert 'others can write in' in loads()[1]
 
 
 def test_no_compiler(loads, tmp_path):
@@ -238,12 +279,36 @@ def test_no_compiler(loads, tmp_path):
         return why
 
     assert 'the C++ compiler /no/compiler cannot be run (No such file' in reason(CXX='/no/compiler')
-    assert 'python' in reason(CXX=sys.executable)  # it knows none of the options
-    assert 'failed: ' in reason(CXX=sys.executable)
+    why = reason(CXX=sys.executable)  # it knows none of the options
+    assert sys.executable in why
+    assert why.endswith('it takes GCC, which CXX may name')
     none = 'there is no C++ compiler; install g++, or name one in CXX'
     assert reason(CXX='', PATH=str(tmp_path)) == none
     (tmp_path / 'taken').touch()
-    assert 'taken' in reason(CXX='g++', XDG_CACHE_HOME=str(tmp_path / 'taken'))
+    assert 'XDG_CACHE_HOME may' in reason(CXX='g++', XDG_CACHE_HOME=str(tmp_path / 'taken'))
+
+
+@pytest.mark.parametrize(
+    ('maps', 'mine'),
+    [
+        (['/a/torch/libx.so', '/b/torch-env/sklearn.libs/libgomp-a34b3233.so.1.0.0'], 1),
+        (['/a/sk.libs/libgomp-a34b3233.so.1.0.0', '{packages}/torch/lib/libgomp.so.1'], 1),
+        (['/a/libgomp.so.1', '{packages}/torch.libs/libgomp-947d5fa1.so.1.0.0'], 1),
+        (['/a/libgomp-plugin-nvptx.so.1', '/b/lib/libomp.so'], 1),
+        (['/a/libomptarget.so', '/b/lib/libiomp5.so'], 1),
+        (['/a/libgomp-plugin-nvptx.so.1', '/b/libcomp.so'], None),
+    ],
+)
+def test_openmp_is_pytorchs(maps, mine, monkeypatch):
+    packages = Path(torch.__file__).parents[1]
+    maps = [each.format(packages=packages) for each in maps]
+    lines = '\n'.join(f'7f7d52ee9000-7f7d52eea000 r-xp 00000000 fe:00 77   {x}' for x in maps)
+    monkeypatch.setattr(Path, 'read_text', lambda self, **kwargs: lines)
+    if mine is None:
+        with pytest.raises(RuntimeError, match='without an OpenMP library'):
+            library._openmp()
+    else:
+        assert library._openmp() == maps[mine]
 
 
 def test_without_it_auto_goes_on(monkeypatch, caplog):

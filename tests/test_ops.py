@@ -391,6 +391,10 @@ def test_shapes_must_fit():
         routed_attention(q[..., :8], k, v, routes, **options)
     with pytest.raises(ValueError, match='multiples of num_heads=3'):
         routed_attention(q, k, v, routes, num_heads=3, region_size=(2, 2))
+    with pytest.raises(ValueError, match='on one device; got cpu, meta, cpu, cpu'):
+        routed_attention(q, k.to('meta'), v, routes, **options)
+    with pytest.raises(ValueError, match='on one device; got cpu, cpu, cpu, meta'):
+        routed_attention(q, k, v, routes.to('meta'), **options)
     for wrong in (routes[:, :15], routes[..., :0], routes.int()):
         with pytest.raises(ValueError, match=r'routes must be int64 .*\(2, 16, k >= 1\)'):
             routed_attention(q, k, v, wrong, **options)

@@ -37,7 +37,7 @@ def routed_attention(
         value: (B, Hk, Wk, Cv).
         routes: int64, (B, Rq, k): for each query region its key regions, numbered row by row, as
             :func:`mmbiformer.ops.route_regions` gives them. A region listed twice counts
-            twice. Numbers beyond the key regions are not checked for.
+            twice. Numbers that no key region has are an error, on GPUs an unnoticed one.
         num_heads: Number of heads; C and Cv must be multiples of it.
         region_size: Height and width of a query region, in tokens.
         key_region_size: Height and width of a key region, in tokens. Defaults to None, the
@@ -51,7 +51,8 @@ def routed_attention(
         Tensor: (B, Hq, Wq, Cv).
 
     Raises:
-        ValueError: If shapes do not fit together or the backend is unknown.
+        ValueError: If shapes or devices do not fit together or the backend is unknown.
+        IndexError: On CPU, if ``routes`` has numbers that no key region has.
         RuntimeError: If a backend asked for by name cannot run these tensors.
     """
     key_region_size = key_region_size or region_size
@@ -101,6 +102,12 @@ def _check(
         raise ValueError(
             'query, key and value must be maps (B, H, W, C); got '
             f'{tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)}'
+        )
+    devices = [x.device for x in (query, key, value, routes)]
+    if any(device != devices[0] for device in devices):
+        raise ValueError(
+            'query, key, value and routes must be on one device; got '
+            + ', '.join(map(str, devices))
         )
     batch, *size, channels = query.shape
     if key.shape[::3] != (batch, channels) or value.shape[:3] != key.shape[:3]:

@@ -1,4 +1,4 @@
-"""Routed attention on PyTorch's fused attention: right anywhere, made to be fast on CPU.
+"""Routed attention on PyTorch's fused attention: right anywhere, on CPU in little memory.
 
 Two ways to one result. Usually the routed keys and values are gathered region by region, and each
 query region attends to its own. Where regions hold few tokens, tiles of that size waste the matrix

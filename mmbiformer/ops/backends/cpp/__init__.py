@@ -1,8 +1,8 @@
 """Routed attention in fused C++, for CPUs; importing this compiles nothing.
 
 Keys and values are read from where they lie: nothing is gathered or rearranged in memory, forward
-or backward. The library is compiled when it is first needed (:mod:`.library`), for the processor it
-runs on.
+or backward (but a map whose channels are not adjacent is copied first). The library is compiled
+when it is first needed (:mod:`.library`), for the processor it runs on.
 """
 
 import ctypes
@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
 from ...regions import eager
 from .library import load, why_no_library
 
-LANES = 8  # floats that are read at a time
-# Tasks for each thread in the backward pass, so that none waits long for the last.
+LANES = 8  # floats that attention.cpp reads at a time
+# Tasks for each thread, so that none waits long for the last.
 TASKS = 4
 # A thread without an image or a head of its own needs a copy of the gradients of keys and values.
 MOST_PARTS = 4
@@ -24,6 +25,7 @@ MOST_PARTS = 4
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
     """Why these tensors cannot be run, or None."""
+    maps = query, key, value
     if query.device.type != 'cpu':
         return f'tensors are on {query.device.type}, and it is made for CPUs'
     if not query.dtype == key.dtype == value.dtype == torch.float32:
@@ -31,10 +33,10 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
             f'query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; '
             'it takes torch.float32'
         )
-    for x in (query, key, value):
+    for x in maps:
         if x.shape[3] // num_heads % LANES:
             return f'heads of {x.shape[3] // num_heads} channels; they must be multiples of {LANES}'
-    if not eager() or any(type(x) is not Tensor for x in (query, key, value)):
+    if not eager() or any(type(x) not in (Tensor, Parameter) for x in maps):
         return 'a compiler, tracer, transform or subclass of tensors wants to see what is computed'
     return why_no_library()
 
@@ -51,7 +53,7 @@ def attend(
 ) -> Tensor:
     """See :func:`mmbiformer.ops.routed_attention`; raises IndexError for routes to no region."""
     return _FusedAttention.apply(
-        *map(_with_neighbours, (query, key, value)),
+        *map(_adjacent, (query, key, value)),
         routes.contiguous(),
         num_heads,
         region_size,
@@ -66,6 +68,7 @@ class _FusedAttention(torch.autograd.Function):
         out = query.new_empty(*query.shape[:3], value.shape[3])
         stats = query.new_empty(*query.shape[:3], 2 * others[1])
         problem = _problem(query, key, value, *others, out=out, stats=stats)
+        problem.groups = _groups(problem, len(query) * others[0].shape[1])
         library = load()
         if not library.routes_exist(ctypes.byref(problem)):
             raise IndexError('routes has numbers that no key region has')
@@ -79,9 +82,9 @@ class _FusedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, routes, out, stats = ctx.saved_tensors
         num_heads, threads = ctx.others[0], torch.get_num_threads()
-        grad_out = _with_neighbours(grad_out)  # here, so that it lives until the library has run
+        grad_out = _adjacent(grad_out)  # here, so that it lives until the library has run
         tasks = max(1, len(query) * num_heads)
-        parts = min(-(-threads // tasks), MOST_PARTS, routes.shape[1])
+        parts = max(1, min(-(-threads // tasks), MOST_PARTS, routes.shape[1]))
         grad_query = query.new_empty(query.shape)
         grad_key, grad_value = (x.new_zeros(parts, *x.shape) for x in (key, value))
         problem = _problem(
@@ -97,7 +100,7 @@ class _FusedAttention(torch.autograd.Function):
             grad_k=grad_key[0],
             grad_v=grad_value[0],
         )
-        problem.groups = min(-(-TASKS * threads // max(1, len(query))), num_heads)
+        problem.groups = _groups(problem, len(query))
         problem.parts = parts
         problem.part_k, problem.part_v = grad_key.stride(0), grad_value.stride(0)
         load().backward(ctypes.byref(problem))
@@ -105,8 +108,13 @@ class _FusedAttention(torch.autograd.Function):
         return grad_query, *grads, *(None,) * 5
 
 
-def _with_neighbours(x: Tensor) -> Tensor:
-    """A map whose channels are neighbours in memory, as the library wants them."""
+def _groups(problem: '_Problem', tasks: int) -> int:
+    """Into how many groups of heads to cut so many tasks."""
+    return min(-(-TASKS * problem.threads // max(1, tasks)), problem.heads)
+
+
+def _adjacent(x: Tensor) -> Tensor:
+    """A map whose channels are adjacent in memory."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
@@ -150,13 +158,13 @@ def _problem(
     maps = dict(q=query, k=key, v=value) | maps
     return _Problem(
         batch=len(query),
-        heads=num_heads,
-        dim=query.shape[3] // num_heads,
-        value_dim=value.shape[3] // num_heads,
+        heads=int(num_heads),
+        dim=query.shape[3] // int(num_heads),
+        value_dim=value.shape[3] // int(num_heads),
         topk=routes.shape[2],
         threads=torch.get_num_threads(),
-        queries=_Grid(*query.shape[1:3], *region_size),
-        keys=_Grid(*key.shape[1:3], *key_region_size),
+        queries=_Grid(*query.shape[1:3], *map(int, region_size)),
+        keys=_Grid(*key.shape[1:3], *map(int, key_region_size)),
         routes=routes.data_ptr(),
         scale=scale,
         **{name: _Map(x.data_ptr(), *x.stride()[:3]) for name, x in maps.items()},

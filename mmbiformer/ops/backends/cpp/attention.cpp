@@ -65,7 +65,7 @@ inline void store(float *p, V x) {
 }
 
 // e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r (that of Cephes' expf).
-// Below -87 it stays what it is there, 1.6e-38; NaN stays NaN.
+// Below -87 it is 0; NaN stays NaN.
 template <class V>
 inline V exponential(V x) {
     using Ints = typename Lanes<lanes<V>>::Ints;
@@ -79,7 +79,8 @@ inline V exponential(V x) {
     y = y * r + 1.6666665459e-1f;
     y = y * r + 5.0000001201e-1f;
     y = y * r * r + r + 1.0f;
-    return y * (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
+    y *= (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
+    return x < -87.0f ? V{} : y;
 }
 
 // The tokens of a region that are on the map.
@@ -107,7 +108,7 @@ void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, con
 }
 
 // Asks early for a head's tokens: they take longer to come than to be used.
-void fetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
+void prefetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
     for (int64_t j = 0; j < count; j++)
         for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(x + offsets[j] + c);
 }
@@ -201,7 +202,7 @@ void add_weighted(const float *weights, int64_t next_token, int64_t next_row, co
 #pragma GCC unroll 4
         for (int64_t i = 0; i < GROUP; i++) {
             if (r + i >= rows) break;
-            float *row = out + out_offsets[r + i] + c;  // once more, where a region is listed twice
+            float *row = out + out_offsets[r + i] + c;  // only now: a region may be listed twice
 #pragma GCC unroll 2
             for (int64_t n = 0; n < N; n++)
                 store(row + n * 8, load<Eight>(row + n * 8) + total[i][n]);
@@ -244,10 +245,11 @@ void weigh(float *logits, int64_t count, int64_t pitch, float *largest, float *s
         const V x = load<V>(logits + j * pitch);
         top = top < x ? x : top;  // NaN is passed by: its exponential will be NaN
     }
-    const V less = exponential(load<V>(largest) - top);
+    const V base = top == -INFINITY ? V{} : top;  // all of them so far; there may be others yet
+    const V less = exponential(load<V>(largest) - base);
     V total = load<V>(sum) * less;
     for (int64_t j = 0; j < count; j++) {
-        const V weight = exponential(load<V>(logits + j * pitch) - top);
+        const V weight = exponential(load<V>(logits + j * pitch) - base);
         store(logits + j * pitch, weight);
         total += weight;
     }
@@ -256,7 +258,8 @@ void weigh(float *logits, int64_t count, int64_t pitch, float *largest, float *s
     store(factor, less);
 }
 
-void forward_region(const Problem &p, int64_t image, int64_t region, Scratch &s) {
+void forward_region(const Problem &p, int64_t image, int64_t region, int64_t first_head,
+                    int64_t end_head, Scratch &s) {
     const int64_t *routes = p.routes + (image * p.queries.regions() + region) * p.topk;
     list(s.q, p.q, p.queries, image, &region, 1);
     list(s.out, p.out, p.queries, image, &region, 1);
@@ -265,7 +268,7 @@ void forward_region(const Problem &p, int64_t image, int64_t region, Scratch &s)
     list(s.v, p.v, p.keys, image, routes, p.topk);
     const int64_t queries = s.q.size(), keys = s.k.size();
     float largest[QUERIES], sum[QUERIES], factor[QUERIES];
-    for (int64_t head = 0; head < p.heads; head++) {
+    for (int64_t head = first_head; head < end_head; head++) {
         const float *q = p.q.data + head * p.dim, *k = p.k.data + head * p.dim;
         const float *v = p.v.data + head * p.value_dim;
         for (int64_t first = 0; first < queries; first += QUERIES) {
@@ -277,8 +280,8 @@ void forward_region(const Problem &p, int64_t image, int64_t region, Scratch &s)
             for (int64_t start = 0; start < keys; start += KEYS) {
                 const int64_t count = std::min(KEYS, keys - start);
                 float *logits = &s.logits[0];
-                fetch(k, &s.k[start], count, p.dim);
-                fetch(v, &s.v[start], count, p.value_dim);
+                prefetch(k, &s.k[start], count, p.dim);
+                prefetch(v, &s.v[start], count, p.value_dim);
                 multiply(k, &s.k[start], count, &s.queries[0], p.dim, rows, pitch, logits);
                 if (rows <= 4)
                     weigh<Four>(logits, count, pitch, largest, sum, factor);
@@ -357,10 +360,10 @@ void backward_region(const Problem &p, int64_t image, int64_t region, int64_t fi
             for (int64_t start = 0; start < keys; start += KEYS) {
                 const int64_t count = std::min(KEYS, keys - start);
                 float *logits = &s.logits[0], *slopes = &s.slopes[0];
-                fetch(k, &s.k[start], count, p.dim);
-                fetch(v, &s.v[start], count, p.value_dim);
-                fetch(grad_k, &s.grad_k[start], count, p.dim);
-                fetch(grad_v, &s.grad_v[start], count, p.value_dim);
+                prefetch(k, &s.k[start], count, p.dim);
+                prefetch(v, &s.v[start], count, p.value_dim);
+                prefetch(grad_k, &s.grad_k[start], count, p.dim);
+                prefetch(grad_v, &s.grad_v[start], count, p.value_dim);
                 multiply(k, &s.k[start], count, &s.queries[0], p.dim, rows, pitch, logits);
                 multiply(v, &s.v[start], count, &s.grads[0], p.value_dim, rows, pitch, slopes);
                 if (rows <= 4)
@@ -391,15 +394,19 @@ extern "C" int routes_exist(const Problem *problem) {
     return std::all_of(p.routes, end, [=](int64_t i) { return 0 <= i && i < regions; });
 }
 
+// A thread takes a query region and a group of its heads.
 extern "C" void forward(const Problem *problem) {
     const Problem &p = *problem;
     const int64_t regions = p.queries.regions();
 #pragma omp parallel num_threads(p.threads)
     {
         Scratch scratch(p);
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t i = 0; i < p.batch * regions; i++)
-            forward_region(p, i / regions, i % regions, scratch);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < p.batch * regions * p.groups; i++) {
+            const int64_t group = i % p.groups, number = i / p.groups;
+            forward_region(p, number / regions, number % regions, p.heads * group / p.groups,
+                           p.heads * (group + 1) / p.groups, scratch);
+        }
     }
 }
 
