@@ -35,5 +35,5 @@ print("Python", platform.python_version(), "torch", torch.__version__, "torchvis
       "numpy", numpy.__version__)'
 export PYTHONPATH=$PWD
 "$venv/bin/python" -m pytest -q -m 'not slow' -p no:cacheprovider \
-  tests/test_{ops,layers,goldens,biformer,debiformer,graphs,properties,numerics}.py \
+  tests/test_{ops,cpp,layers,goldens,biformer,debiformer,graphs,properties,numerics}.py \
   tests/test_{checkpoint,safe_load}.py

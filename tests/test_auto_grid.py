@@ -132,7 +132,9 @@ def test_all_sizes_from_one_pixel(model, arch, padding):
 def test_a_map_of_fewer_tokens_than_topk_attends_to_all():
     x = torch.randn(1, 2, 3, 32)
     auto = BiLevelRoutingAttention(32, 2, 16, region_grid='auto')
-    assert_equal(auto, BiLevelRoutingAttention(32, 2, 1, region_grid=1), x)
+    one = BiLevelRoutingAttention(32, 2, 1, region_grid=1)
+    one.load_state_dict(auto.state_dict())
+    torch.testing.assert_close(auto(x), one(x))  # the best regions first: sums in another order
 
 
 def test_graphs_are_of_one_size():
