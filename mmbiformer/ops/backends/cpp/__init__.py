@@ -109,7 +109,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _groups(problem: '_Problem', tasks: int) -> int:
-    """Into how many groups of heads to cut so many tasks."""
+    """Into how many groups of heads to cut each of so many tasks."""
     return min(-(-TASKS * problem.threads // max(1, tasks)), problem.heads)
 
 
