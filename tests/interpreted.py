@@ -133,7 +133,7 @@ def amp():
 def main():
     dtype, path = getattr(torch, sys.argv[1]), sys.argv[2]
     torch.use_deterministic_algorithms(True)
-    launch.unfilled_memory = contextlib.nullcontext
+    schema.unfilled_memory = contextlib.nullcontext
     assert torch.empty(3, dtype=dtype).isnan().all()  # what kernels do not write stays NaN
     ran = watch_launches()
     results = {'launches': {}, 'bitwise': {}}
@@ -151,7 +151,7 @@ def main():
             out = routed_attention(*tensors, num_heads=2, region_size=region)
             assert type(out.grad_fn).__name__ == '_FusedAttentionBackward'  # past torch.library
             torch.library.opcheck(
-                schema.fused_attention, (*maps, tensors[3], 2, region, region, 0.3)
+                schema.fused_attention, (*maps, tensors[3], 2, region, region, 0.3, 'triton')
             )
         assert next(iter(BACKENDS)) == 'triton'
         ran.clear()

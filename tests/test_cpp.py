@@ -1,5 +1,6 @@
 """The fused C++ attention: equal to the reference, to the bit from run to run, and how it loads."""
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from test_ops import CASES, LAYOUTS, Case, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmbiformer.models import BiFormer
-from mmbiformer.ops import BACKENDS, routed_attention
+from mmbiformer.ops import BACKENDS, routed_attention, schema
 from mmbiformer.ops.backends.cpp import library
 
 FITTING = {
@@ -115,6 +116,39 @@ def test_bit_equal_from_run_to_run(batch, name, count, threads):
     for a, b, c in zip(alone, first, second, strict=True):
         assert torch.equal(b, c)
         torch.testing.assert_close(a, b)
+
+
+@pytest.fixture
+def deterministic():
+    """PyTorch's deterministic mode, in which new tensors are full of NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('name', ['stage 3', '4x6 tokens a region', '33 queries'])
+def test_all_is_written(name, deterministic, monkeypatch):
+    case = LARGE[name]
+    tensors = case.tensors(torch.float32)
+    assert torch.empty(3).isnan().all()
+    expected, cotangent = run(tensors, case.options(), 'cpp')
+    monkeypatch.setattr(schema, 'unfilled_memory', contextlib.nullcontext)
+    found, _ = run(tensors, case.options(), 'cpp', cotangent)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('name', ['plain', 'ragged'])
+def test_operator(name):
+    """Its shapes, strides and gradients are as declared."""
+    case = FITTING[name]
+    *maps, routes = case.tensors(torch.float32)
+    options = case.options()
+    sizes = options['region_size'], options['region_size'], 0.3
+    maps = [x.requires_grad_() for x in maps]
+    torch.library.opcheck(
+        schema.fused_attention, (*maps, routes, options['num_heads'], *sizes, 'cpp')
+    )
 
 
 @pytest.mark.parametrize('factor', [30.0, 1e4])

@@ -45,6 +45,29 @@ def test_compiles_to_one_graph(padding):
 
 
 @pytest.mark.skipif(
+    not hasattr(torch.compiler, 'is_exporting'),
+    reason='this torch cannot tell a graph to compile from one to export',
+)
+def test_compiled_graphs_hold_the_fused_attention():
+    """And none of what only graphs for all sizes need; sizes change, and become symbols."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module.code)
+        return module
+
+    net = backbone((1, 4))
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    for height, width in ((96, 96), (101, 120), (131, 96)):
+        x = torch.randn(1, 3, height, width)
+        assert_close(compiled(x), net(x))
+    assert len(graphs) > 1
+    for code in graphs:
+        assert code.count('mmbiformer.fused_attention') == 2
+        assert 'index_select' not in code
+
+
+@pytest.mark.skipif(
     not hasattr(Dim, 'DYNAMIC'), reason='this torch has no word for a size that may be any'
 )
 @pytest.mark.parametrize('padding', PADDINGS)
@@ -53,6 +76,7 @@ def test_exports_for_all_sizes(padding):
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     program = torch.export.export(net, (torch.randn(2, 3, 128, 160),), dynamic_shapes=(sizes,))
     graph = program.module()
+    assert 'mmbiformer' not in program.graph_module.code  # it is to run without this project
     for batch, height, width in ((1, 128, 128), (2, 96, 224), (3, 203, 131), (1, 100, 400)):
         x = torch.randn(batch, 3, height, width)
         assert_close(graph(x), net(x))

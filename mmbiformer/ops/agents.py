@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .regions import exporting
-
 # Logits held at a time: on CPU what stays in its cache, elsewhere what keeps a GPU busy.
 LOGITS_ON_CPU = 2**21
 LOGITS_ELSEWHERE = 2**27
@@ -66,13 +64,13 @@ def agent_attention(
         return logits.softmax(1).mT @ value
 
     with torch.autocast(query.device.type, enabled=False):
-        if exporting():  # a number of parts would fix the size
+        if torch.compiler.is_compiling():  # a number of parts would fix the size
             parts = [(query, rows)]
         else:
             limit = LOGITS_ON_CPU if query.device.type == 'cpu' else LOGITS_ELSEWHERE
             step = max(1, limit // max(1, batch * heads * agents * width))
             parts = zip(query.split(step, 1), rows.split(step), strict=True)
-        if torch.is_grad_enabled() and not exporting():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             outs = [
                 checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False)
                 for part in parts

@@ -85,19 +85,22 @@ def auto_grid(
     return num_regions(query_size, (side, side))
 
 
+@torch.compiler.assume_constant_result
 def exporting() -> bool:
     """Whether ``torch.export`` is making a graph, which should hold for maps of any size.
 
     Code that takes a short cut for some sizes must then leave it, as a branch would fix the size.
+    ``torch.compile`` makes another graph for other sizes; before PyTorch 2.7, which cannot tell
+    them apart, its graphs are those of ``torch.export``.
     """
+    # Called as it is, not traced: to ``torch.compile`` all compilers are exporters.
     return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
 
 
 def with_symbols() -> bool:
     """Whether sizes are symbols that ``torch.sym_min`` and ``torch.sym_max`` take.
 
-    They are in ``torch.export``; ``torch.compile`` has no such functions, and for it too
-    :func:`exporting` is true.
+    They are in ``torch.export``, but where it traces as ``torch.compile`` does.
     """
     return exporting() and not torch.compiler.is_dynamo_compiling()
 

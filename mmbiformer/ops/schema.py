@@ -1,10 +1,15 @@
 """The fused attention as operators that ``torch.compile`` and ``torch.export`` know.
 
-Shapes and gradients are declared here; the kernels, and with them Triton, are imported when an
-operator first runs. Where nothing but its result is wanted, a call passes the operators by: what
-``torch.library`` does around each takes longer than a kernel.
+Shapes and gradients are declared here, for all backends with kernels of their own. A backend's
+``launch`` module runs them; it, and with it Triton, is imported when an operator first runs. Where
+nothing but its result is wanted, a call passes the operators by: what ``torch.library`` does around
+each takes longer than a kernel.
 """
 
+import contextlib
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Sequence  # noqa: UP035 (torch 2.5 takes no other Sequence)
 
 import torch
@@ -23,9 +28,10 @@ def attend(
     region_size: tuple[int, int],
     key_region_size: tuple[int, int],
     scale: float,
+    backend: str,
 ) -> Tensor:
-    """See :func:`mmbiformer.ops.routed_attention`."""
-    args = query, key, value, routes, num_heads, region_size, key_region_size, scale
+    """See :func:`mmbiformer.ops.routed_attention`; the backend is one with a ``launch`` module."""
+    args = query, key, value, routes, num_heads, region_size, key_region_size, scale, backend
     if eager() and type(query) is Tensor:  # subclasses may hold no data
         return _FusedAttention.apply(*args)
     return fused_attention(*args)[0]
@@ -34,18 +40,44 @@ def attend(
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        from .backends.triton import launch
-
-        output = launch.forward(*args)
+        output = _forward(*args)
         _setup_context(ctx, args, output)
         return output[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        from .backends.triton import launch
+        return (*_backward(grad_out, *_kept(ctx)), *(None,) * 6)
 
-        return (*launch.backward(grad_out, *_kept(ctx)), *(None,) * 5)
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    *args, backend = args
+    with unfilled_memory():
+        return _launch(backend).forward(*args)
+
+
+def _backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *args, backend = args
+    with unfilled_memory():
+        return _launch(backend).backward(*args)
+
+
+def _launch(backend: str) -> ModuleType:
+    return import_module(f'.backends.{backend}.launch', __package__)
+
+
+@contextlib.contextmanager
+def unfilled_memory() -> Iterator[None]:
+    """Leave new tensors as they are in deterministic mode, where PyTorch fills them with NaN.
+
+    The kernels write all of what they return; filling it first would cost as much again.
+    """
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
 
 
 @torch.library.custom_op('mmbiformer::fused_attention', mutates_args=())
@@ -58,11 +90,16 @@ def fused_attention(
     region_size: Sequence[int],
     key_region_size: Sequence[int],
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Output (B, Hq, Wq, Cv), and what the backward pass needs of the softmax."""
-    from .backends.triton import launch
+    """Output (B, Hq, Wq, Cv), contiguous, and what the backward pass needs of the softmax.
 
-    return launch.forward(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    That is, in float32, each row's largest logit and one over its sum of exponentials,
+    (B, heads, 2, Hq * Wq).
+    """
+    return _forward(
+        query, key, value, routes, num_heads, region_size, key_region_size, scale, backend
+    )
 
 
 @fused_attention.register_fake
@@ -75,6 +112,7 @@ def _(
     region_size: Sequence[int],
     key_region_size: Sequence[int],
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = query.shape
     out = query.new_empty(batch, height, width, value.shape[3])
@@ -94,11 +132,10 @@ def fused_attention_backward(
     region_size: Sequence[int],
     key_region_size: Sequence[int],
     scale: float,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
-    from .backends.triton import launch
-
-    return launch.backward(
+    """Gradients of query, key and value, contiguous."""
+    return _backward(
         grad_out,
         query,
         key,
@@ -110,6 +147,7 @@ def fused_attention_backward(
         region_size,
         key_region_size,
         scale,
+        backend,
     )
 
 
@@ -121,17 +159,17 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.num_heads, ctx.region_size, ctx.key_region_size, ctx.scale = inputs
+    tensors, ctx.others = inputs[:4], inputs[4:]
     ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
 
 
 def _kept(ctx: Any) -> tuple[Any, ...]:
-    return *ctx.saved_tensors, ctx.num_heads, ctx.region_size, ctx.key_region_size, ctx.scale
+    return *ctx.saved_tensors, *ctx.others
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
-    return (*fused_attention_backward(grad_out, *_kept(ctx)), *(None,) * 5)
+def _differentiate(ctx: Any, grad_out: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
+    return (*fused_attention_backward(grad_out, *_kept(ctx)), *(None,) * 6)
 
 
-fused_attention.register_autograd(_backward, setup_context=_setup_context)
+fused_attention.register_autograd(_differentiate, setup_context=_setup_context)

@@ -23,13 +23,13 @@ struct Grid {
     int64_t regions() const { return (height + h - 1) / h * cols(); }
 };
 
-// What a call is about. The same fields, in this order, are in __init__.py.
+// What a call is about. The same fields, in this order, are in launch.py.
 struct Problem {
     int64_t batch, heads, dim, value_dim, topk;
     int64_t threads, groups, parts;
     Grid queries, keys;
     const int64_t *routes;        // (batch, query regions, topk)
-    Map q, k, v, out, stats;      // stats: each head's largest logit, and 1 / the softmax's sum
+    Map q, k, v, out, stats;      // stats: the largest logits, and 1 / the softmax's sums, by head
     Map grad_out, grad_q, grad_k, grad_v;
     int64_t part_k, part_v;       // from one part's gradients to the next's
     float scale;
@@ -267,6 +267,7 @@ void forward_region(const Problem &p, int64_t image, int64_t region, int64_t fir
     list(s.k, p.k, p.keys, image, routes, p.topk);
     list(s.v, p.v, p.keys, image, routes, p.topk);
     const int64_t queries = s.q.size(), keys = s.k.size();
+    const int64_t tokens = p.queries.height * p.queries.width;
     float largest[QUERIES], sum[QUERIES], factor[QUERIES];
     for (int64_t head = first_head; head < end_head; head++) {
         const float *q = p.q.data + head * p.dim, *k = p.k.data + head * p.dim;
@@ -299,9 +300,9 @@ void forward_region(const Problem &p, int64_t image, int64_t region, int64_t fir
                 float *out = p.out.data + head * p.value_dim + s.out[first + r];
                 const float share = 1 / sum[r];
                 for (int64_t c = 0; c < p.value_dim; c++) out[c] = s.result[s.rows[r] + c] * share;
-                float *stats = p.stats.data + 2 * head + s.stats[first + r];
+                float *stats = p.stats.data + 2 * head * tokens + s.stats[first + r];
                 stats[0] = largest[r];
-                stats[1] = share;
+                stats[tokens] = share;
             }
         }
     }
@@ -333,6 +334,7 @@ void backward_region(const Problem &p, int64_t image, int64_t region, int64_t fi
     list(s.grad_k, p.grad_k, p.keys, image, routes, p.topk);
     list(s.grad_v, p.grad_v, p.keys, image, routes, p.topk);
     const int64_t queries = s.q.size(), keys = s.k.size();
+    const int64_t tokens = p.queries.height * p.queries.width;
     float largest[QUERIES] = {}, shares[QUERIES] = {}, shifts[QUERIES] = {};
     for (int64_t head = first_head; head < end_head; head++) {
         const float *q = p.q.data + head * p.dim, *k = p.k.data + head * p.dim;
@@ -352,9 +354,9 @@ void backward_region(const Problem &p, int64_t image, int64_t region, int64_t fi
                              load<Eight>(grad_out + s.grad_out[first + r] + c);
                 shifts[r] = 0;
                 for (int64_t i = 0; i < 8; i++) shifts[r] += shift[i];
-                const float *stats = p.stats.data + 2 * head + s.stats[first + r];
+                const float *stats = p.stats.data + 2 * head * tokens + s.stats[first + r];
                 largest[r] = stats[0];
-                shares[r] = stats[1];
+                shares[r] = stats[tokens];
                 std::fill_n(grad_q + s.grad_q[first + r], p.dim, 0.0f);
             }
             for (int64_t start = 0; start < keys; start += KEYS) {

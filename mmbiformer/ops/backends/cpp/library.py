@@ -42,6 +42,7 @@ def load() -> ctypes.CDLL:
     return library
 
 
+@torch.compiler.assume_constant_result
 def why_no_library() -> str | None:
     """Why there cannot be a library, or None; the first call may compile it."""
     return _load()[1]

@@ -5,15 +5,14 @@ or backward. Gradients of keys and values are summed by key region over the inve
 order, so that they are equal from run to run.
 """
 
+import functools
 import os
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from ...schema import attend
-
-__all__ = ['attend', 'why_not']
+from ...schema import attend as attend_fused
 
 INSTALLED = find_spec('triton') is not None
 # Triton's interpreter runs kernels on CPU, for tests; it knows no bfloat16.
@@ -23,6 +22,8 @@ LARGEST_HEAD = 128
 LARGEST_MAP = 2**19  # tokens; the kernels divide in float32
 LARGEST_BATCH = 2**16 - 1  # what CUDA takes as the second side of a grid
 LARGEST_IMAGE = 2**31 - 1  # elements from the first to the last of an image; offsets are 32 bits
+
+attend = functools.partial(attend_fused, backend='triton')
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:

@@ -1,8 +1,7 @@
 """From tensors to launches: which way, which tiles, which grid."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import log, prod
 
 import torch
@@ -42,17 +41,12 @@ def forward(
     key_region_size: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attend; for the arguments see :func:`mmbiformer.ops.routed_attention`.
-
-    Returns:
-        tuple[Tensor, Tensor]: Output (B, Hq, Wq, Cv), contiguous, and in float32 each row's largest
-        logit and one over its sum of exponentials, (B, heads, 2, Hq * Wq).
-    """
+    """See :func:`mmbiformer.ops.schema.fused_attention`."""
     batch, height, width, _ = query.shape
     if reason := too_far(query, key, value):  # where a graph was compiled for smaller ones
         raise RuntimeError(f'the fused attention cannot run: {reason}')
     plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
-    with torch.cuda.device_of(query), unfilled_memory():
+    with torch.cuda.device_of(query):
         routes = routes.contiguous()
         out = query.new_empty(batch, height, width, value.shape[3])
         stats = query.new_empty(batch, num_heads, 2, height * width, dtype=torch.float32)
@@ -74,12 +68,12 @@ def backward(
     key_region_size: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value, contiguous, from those of :func:`forward`'s output."""
+    """See :func:`mmbiformer.ops.schema.fused_attention_backward`."""
     plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
     if span(grad_out) > LARGEST_IMAGE:
         grad_out = grad_out.contiguous()
     maps = query, key, value, grad_out
-    with torch.cuda.device_of(query), unfilled_memory():
+    with torch.cuda.device_of(query):
         routes = routes.contiguous()
         grads = tuple(x.new_empty(x.shape) for x in (query, key, value))
         delta = torch.empty_like(stats[:, :, 0])
@@ -311,17 +305,3 @@ def inverses(region_size: Sequence[int], columns: int) -> tuple[float, float, fl
 def padded(n: int) -> int:
     """The next power of two that tensor cores take as the side of a tile."""
     return max(16, triton.next_power_of_2(n))
-
-
-@contextlib.contextmanager
-def unfilled_memory() -> Iterator[None]:
-    """Leave new tensors as they are in deterministic mode, where PyTorch fills them with NaN.
-
-    The kernels write all of what they return; filling it first would cost as much again.
-    """
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before
