@@ -8,6 +8,7 @@ import torch
 from torch.export import Dim
 
 from mmbiformer.models import BiFormer
+from mmbiformer.ops.regions import TELLS_EXPORTS
 
 PADDINGS = ['input', 'projected', 'mask']
 
@@ -45,7 +46,7 @@ def test_compiles_to_one_graph(padding):
 
 
 @pytest.mark.skipif(
-    not hasattr(torch.compiler, 'is_exporting'),
+    not TELLS_EXPORTS,
     reason='this torch cannot tell a graph to compile from one to export',
 )
 def test_compiled_graphs_hold_the_fused_attention():
@@ -76,10 +77,18 @@ def test_exports_for_all_sizes(padding):
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     program = torch.export.export(net, (torch.randn(2, 3, 128, 160),), dynamic_shapes=(sizes,))
     graph = program.module()
-    assert 'mmbiformer' not in program.graph_module.code  # it is to run without this project
     for batch, height, width in ((1, 128, 128), (2, 96, 224), (3, 203, 131), (1, 100, 400)):
         x = torch.randn(batch, 3, height, width)
         assert_close(graph(x), net(x))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_exported_graphs_run_without_this_project(strict):
+    net = backbone((1, 4)).eval()
+    x = torch.randn(1, 3, 96, 96)
+    program = torch.export.export(net, (x,), strict=strict)
+    assert 'mmbiformer' not in program.graph_module.code
+    assert_close(program.module()(x), net(x))
 
 
 def test_recomputed_blocks_give_the_same_gradients():

@@ -85,7 +85,10 @@ def auto_grid(
     return num_regions(query_size, (side, side))
 
 
-@torch.compiler.assume_constant_result
+# PyTorch from 2.7 on tells graphs to export from graphs to compile.
+TELLS_EXPORTS = hasattr(torch.compiler, 'is_exporting')
+
+
 def exporting() -> bool:
     """Whether ``torch.export`` is making a graph, which should hold for maps of any size.
 
@@ -93,8 +96,13 @@ def exporting() -> bool:
     ``torch.compile`` makes another graph for other sizes; before PyTorch 2.7, which cannot tell
     them apart, its graphs are those of ``torch.export``.
     """
+    return _is_exporting() if TELLS_EXPORTS else torch.compiler.is_compiling()
+
+
+@torch.compiler.assume_constant_result
+def _is_exporting() -> bool:
     # Called as it is, not traced: to ``torch.compile`` all compilers are exporters.
-    return getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)()
+    return torch.compiler.is_exporting()
 
 
 def with_symbols() -> bool:
