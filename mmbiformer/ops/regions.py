@@ -85,15 +85,15 @@ def auto_grid(
     return num_regions(query_size, (side, side))
 
 
-# PyTorch from 2.7 on tells graphs to export from graphs to compile.
-TELLS_EXPORTS = hasattr(torch.compiler, 'is_exporting')
+# Whether PyTorch tells graphs to export from graphs to compile; 2.7 does so in part.
+TELLS_EXPORTS = torch.__version__ >= (2, 8)
 
 
 def exporting() -> bool:
     """Whether ``torch.export`` is making a graph, which should hold for maps of any size.
 
     Code that takes a short cut for some sizes must then leave it, as a branch would fix the size.
-    ``torch.compile`` makes another graph for other sizes; before PyTorch 2.7, which cannot tell
+    ``torch.compile`` makes another graph for other sizes; before PyTorch 2.8, which cannot tell
     them apart, its graphs are those of ``torch.export``.
     """
     return _is_exporting() if TELLS_EXPORTS else torch.compiler.is_compiling()
@@ -101,7 +101,8 @@ def exporting() -> bool:
 
 @torch.compiler.assume_constant_result
 def _is_exporting() -> bool:
-    # Called as it is, not traced: to ``torch.compile`` all compilers are exporters.
+    # Called as it is, not traced: up to PyTorch 2.11 the traced answer is always yes
+    # (https://github.com/pytorch/pytorch/issues/176347).
     return torch.compiler.is_exporting()
 
 
