@@ -95,9 +95,9 @@ def _explain(error: Exception, cfg: Config, splits: tuple[str, ...]) -> str | No
             'Resume with the settings it was trained with, or start from its weights with '
             f'--cfg-options load_from={cfg.get("load_from")} in another --work-dir'
         )
-    if match := re.match(r'DataLoader worker \(pid.*', text):
+    if death := _death_of_worker(error):
         return (
-            f'a worker of the data loader died: {match[0]}. If it was killed, memory ran out: '
+            f'a worker of the data loader died: {death}. If it was killed, memory ran out: '
             f'lower num_workers or batch_size of the data loader.{resume}'
         )
     if re.match(r'Caught \w+ in DataLoader worker process', text) or _within(files, 'fetch.py'):
@@ -221,6 +221,19 @@ def _loop(path: str) -> str:
             if target == part or target in Path(os.path.realpath(part.parent), 'x').parents:
                 return str(part)
     return path
+
+
+def _death_of_worker(error: BaseException) -> str | None:
+    """What PyTorch says of a worker that died. What it raises depends on where the news meets it:
+    an error that names the signal, one caused by that, or one of the pipe the worker was to fill.
+    """
+    for said in (error.__cause__, error):
+        if match := re.match(r'(DataLoader worker \(pid|Pin memory thread exited).*', str(said)):
+            return match[0].rstrip('. ')
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if '_try_get_data' in names and isinstance(error, (ConnectionError, EOFError)):
+        return f'{type(error).__name__}: {error}'.rstrip(': ')
+    return None
 
 
 def _part(functions: set[str]) -> str | None:
