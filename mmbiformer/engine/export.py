@@ -140,6 +140,26 @@ def trace(net: Exportable, size: tuple[int, int]) -> ExportedProgram:
         return torch.export.export(net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes)
 
 
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """Attention in nodes that ONNX Runtime fuses; in torch's own it turns over all keys first."""
+    from onnxscript import opset18 as op
+
+    scale = op.Constant(value_float=query.shape[3] ** -0.5 if scale is None else scale)
+    logits = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        logits = op.Add(logits, attn_mask)
+    return op.MatMul(op.Softmax(logits, axis=-1), value)
+
+
+def _gelu(x, approximate='none'):
+    """GELU in nodes that ONNX Runtime fuses; torch's own have another order, which it does not."""
+    from onnxscript import opset18 as op
+
+    erf = op.Erf(op.Div(x, op.Constant(value_float=math.sqrt(2))))
+    product = op.Mul(x, op.Add(erf, op.Constant(value_float=1.0)))
+    return op.Mul(product, op.Constant(value_float=0.5))
+
+
 def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
     """Write an ONNX file; its input is ``images``, its outputs are ``net.output_names``."""
     onnx_program = torch.onnx.export(
@@ -149,6 +169,10 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: _attention,
+            torch.ops.aten.gelu.default: _gelu,
+        },
     )
     proto = onnx_program.model_proto
     # torch calls the open sizes s77 or so, and writes the outputs' sizes with these names.

@@ -114,6 +114,17 @@ def with_symbols() -> bool:
     return exporting() and not torch.compiler.is_dynamo_compiling()
 
 
+def always(condition: bool | torch.SymBool) -> bool:
+    """Whether something holds of sizes: in a graph to export, of all those it is made for."""
+    if not exporting():
+        return bool(condition)
+    if not with_symbols():
+        return False  # to ask would fix the size
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 def eager() -> bool:
     """Whether operations just run: no compiler, tracer or transform of ``torch.func`` looks on."""
     return not (
@@ -127,7 +138,9 @@ def eager() -> bool:
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     """Zero-pad a map (B, H, W, C) at the right and bottom to (B, height, width, C)."""
     bottom, right = height - x.shape[1], width - x.shape[2]
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if exporting() or bottom or right else x
+    if always(bottom == 0) and always(right == 0):
+        return x
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
 def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
@@ -168,6 +181,8 @@ def merge_regions(x: Tensor, map_size: tuple[int, int], region_size: tuple[int, 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The first ``height`` rows and ``width`` columns of a map (B, H, W, C)."""
+    if always(height == x.shape[1]) and always(width == x.shape[2]):
+        return x
     if exporting():
         # Whether a slice is contiguous depends on the size; a fresh map always is.
         x = x.index_select(1, torch.arange(height, device=x.device))

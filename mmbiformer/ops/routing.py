@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .regions import existing_tokens, exporting, num_regions, split_regions
+from .regions import always, existing_tokens, exporting, num_regions, split_regions
 
 
 def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
@@ -19,14 +19,18 @@ def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     (height, width), (h, w) = x.shape[1:3], region_size
-    if x.is_cuda and not exporting() and height % h == 0 and width % w == 0:
+    rows, cols = num_regions((height, width), region_size)
+    whole = always(rows * h == height) and always(cols * w == width)
+    if whole and x.is_cuda and not exporting():
         # GPUs convert while they sum; elsewhere, and for pooling, that takes a copy.
-        regions = x.view(len(x), height // h, h, width // w, w, x.shape[3])
+        regions = x.view(len(x), rows, h, cols, w, x.shape[3])
         return regions.mean((2, 4), dtype=dtype).flatten(1, 2)
     x = x.to(dtype)
     if exporting():
-        count = existing_tokens(x.shape[1:3], region_size, x.device).sum(1)
-        return split_regions(x, region_size).sum(2) / count[:, None]
+        regions = split_regions(x, region_size)
+        if whole:
+            return regions.mean(2)
+        return regions.sum(2) / existing_tokens(x.shape[1:3], region_size, x.device).sum(1)[:, None]
     x = x.permute(0, 3, 1, 2)
     size = [min(pair) for pair in zip(region_size, x.shape[2:], strict=True)]
     means = F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)

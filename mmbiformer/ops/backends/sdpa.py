@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..regions import (
+    always,
     crop,
     eager,
     existing_tokens,
     exporting,
-    merge_regions,
     num_regions,
     pad_to,
     region_of_token,
-    split_regions,
 )
 
 Size = tuple[int, int]
@@ -104,14 +103,14 @@ def _attend_gathered(
     scale: float,
 ) -> Tensor:
     """Query regions attend to gathered copies of their routed regions."""
-    rows = _flat_rows(routes, key, key_region_size)
-    q = _regions(query, region_size)
-    k, v = (_gather(_regions(x, key_region_size), rows) for x in (key, value))
-    q, k, v = (_heads(x, num_heads) for x in (q, k, v))
+    q = _strips(query, region_size)
+    k, v = (_by_head(_strips(x, key_region_size), num_heads) for x in (key, value))
+    rows = _rows_by_head(routes, key, key_region_size, num_heads)
     mask = _edge_mask(key, routes, key_region_size)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    out = out.transpose(1, 2).reshape(*routes.shape[:2], q.shape[2], value.shape[3])
-    return merge_regions(out, query.shape[1:3], region_size)
+    out = F.scaled_dot_product_attention(*_operands(q, k, v, rows), attn_mask=mask, scale=scale)
+    (h, w), cols = region_size, q.shape[2]
+    out = out.unflatten(2, (h, w)).unflatten(0, (q.shape[0], cols)).permute(0, 3, 1, 4, 2, 5)
+    return _map(out.flatten(4).contiguous(), query)
 
 
 def _attend_in_pieces(query: Tensor, *args: Any) -> Tensor:
@@ -220,25 +219,27 @@ def _pieces(q: Tensor, step: int) -> list[tuple[slice, slice]]:
 
 def _operands(q: Tensor, k: Tensor, v: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries of some strips, their gathered keys and values: (regions, heads, tokens, dim)."""
-    chosen, heads = rows.flatten(), rows.shape[1]
-    gathered = (
-        x.index_select(0, chosen).view(-1, heads, rows.shape[2] * x.shape[1], x.shape[2])
-        for x in (k, v)
-    )
-    return _by_head(q, heads).unflatten(0, (-1, heads)), *gathered
+    regions, heads, topk = rows.shape
+    if torch.compiler.is_compiling():  # of flat rows it makes code that looks up each number anew
+        gathered = (x[rows] for x in (k, v))
+    else:
+        gathered = (x.index_select(0, rows.flatten()) for x in (k, v))
+    k, v = (x.view(regions, heads, topk * x.shape[-2], x.shape[-1]) for x in gathered)
+    return _by_head(q, heads).unflatten(0, (regions, heads)), k, v
 
 
 def _strips(x: Tensor, region_size: Size) -> Tensor:
     """Map (B, H, W, C) to its rows of regions, (B * rows, h, cols, w, C): a view if it can be."""
     h, w = region_size
     rows, cols = num_regions(x.shape[1:3], region_size)
-    return pad_to(x, rows * h, cols * w).reshape(-1, h, cols, w, x.shape[3])
+    return pad_to(x, rows * h, cols * w).reshape(x.shape[0] * rows, h, cols, w, x.shape[3])
 
 
 def _map(strips: Tensor, like: Tensor) -> Tensor:
     """The inverse of :func:`_strips`, of the size of ``like``."""
-    width, channels = strips.shape[2] * strips.shape[3], strips.shape[4]
-    return crop(strips.view(len(like), -1, width, channels), *like.shape[1:3])
+    _, h, cols, w, channels = strips.shape
+    rows, _ = num_regions(like.shape[1:3], (h, w))
+    return crop(strips.view(like.shape[0], rows * h, cols * w, channels), *like.shape[1:3])
 
 
 def _heads_of_regions(strips: Tensor, num_heads: int) -> Tensor:
@@ -282,22 +283,11 @@ def _flat_rows(routes: Tensor, key: Tensor, key_region_size: Size) -> Tensor:
     return (routes + image * (rows * cols)).flatten(0, 1)
 
 
-def _regions(x: Tensor, region_size: Size) -> Tensor:
-    """Map (B, H, W, C) to the regions of all images, (B * R, T, C)."""
-    return split_regions(x, region_size).flatten(0, 1)
-
-
-def _gather(regions: Tensor, rows: Tensor) -> Tensor:
-    """Regions (R, T, C) by rows (n, k) of them to (n, k * T, C)."""
-    shape = rows.shape[0], rows.shape[1] * regions.shape[1], regions.shape[2]
-    return regions.index_select(0, rows.flatten()).view(shape)
-
-
 def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
     """0 for tokens inside the map, else never, (B * Rq, 1, 1, k * T); None if all are in."""
     rows, cols = num_regions(key.shape[1:3], region_size)
-    whole = rows * region_size[0], cols * region_size[1]
-    if not exporting() and whole == tuple(key.shape[1:3]):
+    (height, width), (h, w) = key.shape[1:3], region_size
+    if always(rows * h == height) and always(cols * w == width):
         return None
     exists = existing_tokens(key.shape[1:3], region_size, key.device)
     mask = torch.zeros(exists.shape, dtype=key.dtype, device=key.device)
