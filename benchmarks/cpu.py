@@ -17,8 +17,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,15 @@ from benchmarks.gather_baseline import gather_baseline
 from mmbiformer import __version__
 from mmbiformer.engine.checks import CommandError
 from mmbiformer.engine.command_line import run_command
+from mmbiformer.engine.export import (
+    Exportable,
+    check,
+    run_onnx,
+    run_package,
+    trace,
+    write_onnx,
+    write_package,
+)
 from mmbiformer.layers import FullAttention
 from mmbiformer.models import BiFormer, DeBiFormer
 from mmbiformer.models.hierarchical import HEAD_DIM
@@ -275,6 +286,36 @@ def run_compile(args: argparse.Namespace) -> None:
         report.time(row, steps)
 
 
+def run_export(args: argparse.Namespace) -> None:
+    """The backbone as files that run without this package, beside eager mode."""
+    size = tuple(image(args, 1, (224, 224)).shape[2:])
+    report = Report(args, size=size, onnxruntime=version('onnxruntime'))
+    print(f'BiFormer-S for images of {size[0]}x{size[1]}, forward, {args.threads} threads')
+    eager = small(BiFormer, args, final_norm=True).eval()
+    net = Exportable(small(BiFormer, args, final_norm=True, backend='sdpa'), any_size=False)
+    formats = {
+        'ONNX Runtime': ('maps.onnx', write_onnx, partial(run_onnx, threads=args.threads)),
+        'AOTInductor': ('maps.pt2', write_package, run_package),
+    }
+    program = trace(net, size)
+    runners, made = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (file, write, load) in formats.items():
+            progress(f'{name}: exporting, which takes minutes')
+            start = time.perf_counter()
+            write(program, Path(folder, file), net)
+            made[name] = time.perf_counter() - start
+            runners[name] = load(Path(folder, file))
+            progress('')
+            print(f'{name}: exported in {made[name]:.0f} s, {check(net, runners[name], size)}')
+            report.note(export_seconds=made)
+    for batch in (1, 8):
+        x = image(args, batch, (224, 224))
+        steps = {'eager': forward(eager, x)}
+        steps |= {name: partial(run, x) for name, run in runners.items()}
+        report.time(f'{len(x)} x {x.shape[2]}x{x.shape[3]}', steps)
+
+
 def run_grids(args: argparse.Namespace) -> None:
     """Time over the size of the image: ``region_grid='auto'``, fixed grids, dense attention."""
     report = Report(args, batch=1)
@@ -310,6 +351,7 @@ COMMANDS = dict(
     deterministic=(run_deterministic, 15),
     coco=(run_case, 1),
     compile=(run_compile, 5),
+    export=(run_export, 7),
     grids=(run_grids, 1),
 )
 

@@ -29,6 +29,7 @@ FILES = dict(
     grids='cpu_grids.json',
     deterministic='cpu_deterministic.json',
     compile='cpu_compile.json',
+    export='cpu_export.json',
     gpu='gpu.json',
 )
 MODELS = dict(
@@ -287,6 +288,25 @@ BiFormer-S at 224x224: `torch.use_deterministic_algorithms(True)` and `torch.com
 """
 
 
+def export_section(results: Results, folder: Path) -> str:
+    """Files that run without this project."""
+    record = results.get('export')
+    if record is None:
+        return ''
+    rows = [[row, *map(seconds, times.values())] for row, times in record['seconds'].items()]
+    first, *others = next(iter(record['seconds'].values()))
+    made = ['made in', '', *(f'{record["export_seconds"][name]:.0f} s' for name in others)]
+    return f"""## Exported
+
+The backbone of BiFormer-S for images of {by(record['size'])}, forward, as files that run without
+this project ([deployment.md](deployment.md)).
+
+{table(['images', f'PyTorch, {first}', *others], *rows, made)}
+
+ONNX Runtime {record['onnxruntime']}; {facts('export', results)}
+"""
+
+
 def gpu_section(results: Results, folder: Path) -> str:
     """The fused kernels, and networks, on a GPU."""
     record = results.get('gpu')
@@ -378,7 +398,14 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-SECTIONS = published_section, rivals_section, grids_section, settings_section, gpu_section
+SECTIONS = (
+    published_section,
+    rivals_section,
+    grids_section,
+    settings_section,
+    export_section,
+    gpu_section,
+)
 
 
 def write_page(results: Results, out: Path) -> str:

@@ -73,6 +73,14 @@ def test_deterministic(measure):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@pytest.mark.slow  # it compiles
+def test_export(measure):
+    record = measure('export')
+    assert [*record['seconds']] == ['1 x 28x28', '2 x 28x28']
+    assert [*record['seconds']['1 x 28x28']] == ['eager', 'ONNX Runtime', 'AOTInductor']
+    assert [*record['export_seconds']] == ['ONNX Runtime', 'AOTInductor']
+
+
 @pytest.mark.slow
 def test_rivals_and_compile(measure):
     assert [*measure('rivals')['seconds']['forward']] == [*cpu.RIVALS]

@@ -461,6 +461,16 @@ def test_package_of_the_command(tool, tmp_path, capsys):
     assert run_package(out)(torch.randn(3, 3, 64, 64))[0].shape == (3, 7)
 
 
+def test_backbone_for_one_size(tool, tmp_path):
+    """Also with a grid that depends on the size."""
+    config = toy_config(tmp_path, 'configs/upernet_biformer_s_ade20k.py')
+    out = tmp_path / 'maps.onnx'
+    auto = ('--cfg-options', 'model.backbone.region_grid=auto')
+    tool('export_onnx.py', config, '--backbone', '--shape', '64', '96', '--out', out, *auto)
+    assert OnnxFile(out).inputs == [('images', ['batch', 3, 64, 96])]
+    assert run_onnx(out)(torch.randn(2, 3, 64, 96))[0].shape == (2, 32, 16, 24)
+
+
 def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr('torch._inductor.config.cpp.cxx', ('no-such-compiler',))
     with pytest.raises(CommandError, match=r'there is no working .*as CXX=PATH'):

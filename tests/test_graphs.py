@@ -85,6 +85,19 @@ def test_exports_for_all_sizes(padding):
         assert_close(graph(x), net(x))
 
 
+@pytest.mark.skipif(not TELLS_EXPORTS, reason='this torch does not tell exports from compilations')
+@pytest.mark.parametrize(
+    ('padding', 'any_size', 'masks', 'pads'),
+    [('input', False, 0, 0), ('mask', False, 0, 0), ('input', True, 0, 1), ('mask', True, 1, 1)],
+)
+def test_exported_graphs_mask_only_what_can_lie_outside(padding, any_size, masks, pads):
+    net = backbone((2, None), padding).eval()
+    sizes = {0: Dim.DYNAMIC} | (dict.fromkeys((2, 3), Dim.DYNAMIC) if any_size else {})
+    program = torch.export.export(net, (torch.randn(2, 3, 96, 192),), dynamic_shapes=(sizes,))
+    code = program.graph_module.code
+    assert (code.count('masked_fill') > 0) == masks and (code.count('ops.aten.pad') > 0) == pads
+
+
 @pytest.mark.parametrize('strict', [False, True])
 def test_exported_graphs_run_without_this_project(strict):
     net = backbone((1, 4)).eval()

@@ -44,6 +44,12 @@ def fake(folder):
             seconds={'forward': dict(eager=3.0, compiled=2.0)}, compile_seconds={'forward': 42.0}
         ),
     )
+    records['export'] = dict(
+        seconds={'2 x 10x20': {'eager': 3.0, 'ONNX Runtime': 2.0, 'AOTInductor': 4.0}},
+        size=[10, 20],
+        export_seconds={'ONNX Runtime': 120.0, 'AOTInductor': 60.0},
+        onnxruntime='1.2',
+    )
     records['gpu'] = dict(
         copy_bytes_per_s=4e12,
         environment=dict(gpu='G', triton='3', torch='2', timm='3', mmbiformer='1', date='D'),
@@ -96,6 +102,9 @@ def test_the_page_says_what_the_results_say(tmp_path):
         '`MALLOC_MMAP_MAX_=0 python -m benchmarks.cpu grids --out benchmarks/results',
         '| deterministic, training step | 1.00 s | 1.25 s | 0.80x |',
         '| compiled, forward (first call: 42 s) | 3.00 s | 2.00 s | 1.50x |',
+        '| 2 x 10x20 | 3.00 s | 2.00 s | 4.00 s |',
+        '| made in |  | 120 s | 60 s |',
+        'ONNX Runtime 1.2; median of 3',
         '| stage 1 | ours | 200 µs | 50 % | 250 µs | 80 % |',
         '| net | 1000 | 1000 | 1000 | 1000 | 1000 | 2.0 GiB |',
         '1 of 4 comparisons',

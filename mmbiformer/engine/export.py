@@ -43,6 +43,7 @@ class Exportable(nn.Module):
 
     Args:
         model: A backbone of ours, or an mmpretrain classifier around one.
+        any_size: Whether a backbone's images may have any size. Defaults to True.
 
     Attributes:
         backbone (HierarchicalBackbone): The backbone.
@@ -50,33 +51,37 @@ class Exportable(nn.Module):
         any_size (bool): Whether height and width are left open; else only the batch is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, any_size: bool = True) -> None:
         super().__init__()
-        self.any_size = isinstance(model, HierarchicalBackbone)
+        self.classifies = not isinstance(model, HierarchicalBackbone)
+        self.any_size = any_size and not self.classifies
         self.model = model
         self.output_names = (
-            [f'map{i}' for i in self.backbone.out_indices] if self.any_size else ['logits']
+            ['logits'] if self.classifies else [f'map{i}' for i in self.backbone.out_indices]
         )
         self.eval().requires_grad_(False)
 
     @property
     def backbone(self) -> HierarchicalBackbone:
-        return self.model if self.any_size else self.model.backbone
+        return self.model.backbone if self.classifies else self.model
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (B, 3, H, W) to logits (B, classes), or to the maps."""
-        if self.any_size:
-            return self.model(images)
-        return (self.model(images, mode='tensor'),)
+        if self.classifies:
+            return (self.model(images, mode='tensor'),)
+        return self.model(images)
 
 
-def build_exportable(cfg: Config, backbone_only: bool, checkpoint: str | None) -> Exportable:
+def build_exportable(
+    cfg: Config, backbone_only: bool, checkpoint: str | None, any_size: bool = True
+) -> Exportable:
     """Build what is exported of a config's model.
 
     Args:
         cfg: The whole config; changed in place.
         backbone_only: Whether to export the backbone's maps instead of logits.
         checkpoint: Path or URL of the whole model's weights; None for random ones.
+        any_size: Whether a backbone's images may have any size. Defaults to True.
 
     Raises:
         CommandError: If the model has more than a classifier's parts and not only the backbone is
@@ -98,7 +103,7 @@ def build_exportable(cfg: Config, backbone_only: bool, checkpoint: str | None) -
     model = MODELS.build({**backbone, 'init_cfg': None}) if backbone_only else build_model(cfg)
     if checkpoint is not None:
         _load(nn.ModuleDict(dict(backbone=model)) if backbone_only else model, checkpoint)
-    return Exportable(model)
+    return Exportable(model, any_size)
 
 
 def _load(model: nn.Module, path: str) -> None:
@@ -189,11 +194,15 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def run_onnx(path: Path) -> Runner:
-    """Load an ONNX file into ONNX Runtime, on CPU."""
+def run_onnx(path: Path, threads: int = 0) -> Runner:
+    """Load an ONNX file into ONNX Runtime, on CPU; 0 threads are as many as there are cores."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), options, providers=['CPUExecutionProvider']
+    )
     return lambda images: [
         torch.from_numpy(x) for x in session.run(None, {'images': images.numpy()})
     ]
@@ -336,11 +345,12 @@ def run_export(
         raise CommandError(f'{args.out} exists already; remove it or choose another name')
     check_writable(str(args.out.parent), '--out')
     cfg = read_config(args)
-    net = build_exportable(cfg, args.backbone, args.checkpoint)
+    net = build_exportable(cfg, args.backbone, args.checkpoint, any_size=args.shape is None)
     size = _image_size(cfg, args.shape, net)
     if args.checkpoint is None:
         print('no CHECKPOINT is given: the weights are random')
 
+    print('1/3 tracing the graph', flush=True)
     program = trace(net, size)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     # In a folder of its own first: what is interrupted or wrong leaves no file. Its name is no
@@ -350,7 +360,9 @@ def run_export(
     folder.mkdir()
     try:
         partial = folder / args.out.name
+        print(f'2/3 writing the {suffix} file, which takes minutes', flush=True)
         write(program, partial, net)
+        print('3/3 running it beside PyTorch', flush=True)
         result = check(net, load(partial), size)
         os.replace(partial, args.out)
     finally:
@@ -378,15 +390,15 @@ def _parse_args(description: str, suffix: str) -> argparse.Namespace:
     parser.add_argument(
         '--backbone',
         action='store_true',
-        help="export the backbone's feature maps, for images of any size",
+        help="export the backbone's feature maps, for images of any size or of --shape",
     )
     parser.add_argument(
         '--shape',
         type=int,
         nargs='+',
         metavar='N',
-        help='height and width of the images, or one number for both (default: 224). With '
-        '--backbone only the check runs at this size (default: 203 321)',
+        help='height and width of the images, or one number for both (default: 224, with '
+        '--backbone any)',
     )
     return parser.parse_args()
 
