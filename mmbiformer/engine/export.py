@@ -47,6 +47,7 @@ class Exportable(nn.Module):
 
     Attributes:
         backbone (HierarchicalBackbone): The backbone.
+        classifies (bool): Whether it gives logits; else it gives maps.
         output_names (list[str]): ``['logits']``, or ``'map0'`` and so on by stage.
         any_size (bool): Whether height and width are left open; else only the batch is.
     """
