@@ -264,8 +264,10 @@ def _put(strips: Tensor, x: Tensor) -> None:
 
 def _rows_by_head(routes: Tensor, key: Tensor, key_region_size: Size, num_heads: int) -> Tensor:
     """Routed regions of each head, numbered as :func:`_by_head` orders them, (B * Rq, heads, k)."""
-    rows = _flat_rows(routes, key, key_region_size)[:, None] * num_heads
-    return rows + torch.arange(num_heads, device=rows.device)[:, None]
+    rows, cols = num_regions(key.shape[1:3], key_region_size)
+    image = torch.arange(routes.shape[0], device=routes.device)[:, None, None]
+    regions = (routes + image * (rows * cols)).flatten(0, 1)
+    return regions[:, None] * num_heads + torch.arange(num_heads, device=routes.device)[:, None]
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
@@ -274,13 +276,6 @@ def _heads(x: Tensor, num_heads: int) -> Tensor:
     if x.stride(-1) != 1:
         x = x.contiguous()
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-def _flat_rows(routes: Tensor, key: Tensor, key_region_size: Size) -> Tensor:
-    """Routed regions numbered through the batch, (B * Rq, k)."""
-    rows, cols = num_regions(key.shape[1:3], key_region_size)
-    image = torch.arange(routes.shape[0], device=routes.device)[:, None, None]
-    return (routes + image * (rows * cols)).flatten(0, 1)
 
 
 def _edge_mask(key: Tensor, routes: Tensor, region_size: Size) -> Tensor | None:
