@@ -332,6 +332,11 @@ REFUSED = {
         'configs/retinanet_biformer_t_coco.py', ['--out', 'a.onnx'],
         'is a RetinaNet: .* not exported; --backbone exports the feature maps',
     ),
+    'a grid for each size': (
+        CLASSIFIER,
+        ['--out', 'a.onnx', '--backbone', '--cfg-options', 'model.backbone.region_grid=auto'],
+        "py: region_grid='auto' .* give the size as --shape, or region_grid as a number",
+    ),
     'another format': (CLASSIFIER, ['--out', 'a.pt2'], '--out a.pt2: .* must end in .onnx'),
     'a file that exists': (CLASSIFIER, ['--out', 'there.onnx'], 'there.onnx exists already'),
     'a folder that is a file': (CLASSIFIER, ['--out', 'there.onnx/a.onnx'], 'another --out'),

@@ -86,7 +86,8 @@ def build_exportable(
 
     Raises:
         CommandError: If the model has more than a classifier's parts and not only the backbone is
-            wanted, if the backbone is not ours, or the checkpoint lacks weights.
+            wanted, if the backbone is not ours, if its grid depends on sizes that are left open, or
+            if the checkpoint lacks weights.
         CheckpointError: If the checkpoint is another model's.
     """
     backbone = cfg.model.get('backbone') or {}
@@ -98,6 +99,11 @@ def build_exportable(
         raise CommandError(
             f'{cfg.filename} is a {cfg.model.type}: necks, heads and what follows them are the '
             "host's and are not exported; --backbone exports the feature maps"
+        )
+    if backbone_only and any_size and backbone.get('region_grid') == 'auto':
+        raise CommandError(
+            f"{cfg.filename}: region_grid='auto' chooses another grid for each size and cannot be "
+            'exported for all of them; give the size as --shape, or region_grid as a number'
         )
     backbone.backend = 'sdpa'  # the fused kernels are operators that no other runtime has
     check_backbone(cfg)
