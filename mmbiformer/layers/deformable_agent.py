@@ -145,7 +145,6 @@ class DeformableAgentAttention(nn.Module):
         agents = agents + self.agent_mlp(self.agent_norm1(agents))
         agents = self.agent_norm2(agents).flatten(1, 2)
 
-        rows, columns = (span(n, positions) for n in x.shape[1:3])
         # Cropping before the attention saves it the padded queries.
         out = agent_attention(
             crop(q, height, width),
@@ -153,8 +152,8 @@ class DeformableAgentAttention(nn.Module):
             self.agent_value(agents),
             positions.flatten(1, 2).unflatten(-1, (self.num_groups, 2)).transpose(1, 2),
             self.rpe_table,
-            rows=rows[:height],
-            columns=columns[:width],
+            rows=span(x.shape[1], height, positions),
+            columns=span(x.shape[2], width, positions),
             scale=self.scale,
         )
         return self.proj(out)
@@ -228,8 +227,8 @@ def pad_to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return pad_to(x, *(n * size for n, size in zip(grid, region, strict=True)))
 
 
-def span(steps: int, like: Tensor) -> Tensor:
-    """So many numbers from -1 to 1, both included; only -1 if it is one."""
+def span(steps: int, count: int, like: Tensor) -> Tensor:
+    """The first ``count`` of so many numbers from -1 to 1, both included; only -1 if it is one."""
     # Not torch.linspace, which would fix the size of exported graphs.
     most = torch.sym_max(steps - 1, 1) if with_symbols() else max(steps - 1, 1)
-    return torch.arange(steps, dtype=like.dtype, device=like.device) * (2 / most) - 1
+    return torch.arange(count, dtype=like.dtype, device=like.device) * (2 / most) - 1
