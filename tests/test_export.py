@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmbiformer.engine import export
@@ -63,6 +63,8 @@ BATCHES = [
     *((2, 129, 65), (1, 203, 57), (1, 57, 203), (4, 41, 43), (1, 160, 96)),
 ]
 """Batch, height and width."""
+TINY = [(1, 1, 1), (2, 5, 9), (1, 4, 131), (1, 131, 4), (17, 12, 12), (3, 24, 25)]
+"""The same, of regions of one token or none."""
 
 
 def small(family, **kwargs):
@@ -102,10 +104,13 @@ class OnnxFile:
         model = onnx.load(path)
         onnx.checker.check_model(model)
         self.names = [output.name for output in model.graph.output]
-        self.inputs = [
-            (x.name, [dim.dim_param or dim.dim_value for dim in x.type.tensor_type.shape.dim])
-            for x in model.graph.input
-        ]
+        self.inputs, self.outputs = (
+            [
+                (x.name, [dim.dim_param or dim.dim_value for dim in x.type.tensor_type.shape.dim])
+                for x in values
+            ]
+            for values in (model.graph.input, model.graph.output)
+        )
         routes = [node.output[1] for node in model.graph.node if node.op_type == 'TopK']
         model.graph.output.extend(
             onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None)
@@ -165,9 +170,13 @@ def test_onnx_equals_pytorch_at_any_size(family, kwargs, onnx_file):
     net, path = onnx_file(family, **kwargs)
     file = OnnxFile(path)
     assert file.inputs == [('images', ['batch', 3, 'height', 'width'])]
-    assert file.names == [f'map{i}' for i in range(len(net.backbone.stages))]
-    for batch, *size in BATCHES:
-        assert_equals_pytorch(net, file, torch.randn(batch, 3, *size))
+    assert file.outputs == [
+        (f'map{i}', ['batch', 32 << i, f'height{i}', f'width{i}'])
+        for i in range(len(net.backbone.stages))
+    ]
+    for batch, *size in BATCHES + TINY:
+        if min(size) >= min(net.backbone.min_size):
+            assert_equals_pytorch(net, file, torch.randn(batch, 3, *size))
 
 
 def test_another_file_is_told_apart(onnx_file):
@@ -238,14 +247,13 @@ def test_check_takes_near_ties_for_what_they_are(onnx_file, monkeypatch):
         check(net, lambda images: [x + 1 for x in net(images)], (65, 97))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
+@pytest.mark.parametrize('family', [BiFormer, pytest.param(DeBiFormer, marks=pytest.mark.slow)])
 def test_package_equals_pytorch_at_any_size(family, tmp_path):
     net = Exportable(small(family))
     path = tmp_path / 'maps.pt2'
     write_package(trace(net, None), path, net)
     run = run_package(path)
-    for batch, *size in BATCHES:
+    for batch, *size in BATCHES + TINY:
         difference, gap = compare(net, run, torch.randn(batch, 3, *size))
         assert difference <= TOLERANCE or gap <= NEAR_TIE
         check(net, run, size)
@@ -481,3 +489,21 @@ def test_no_compiler(tmp_path, monkeypatch):
     with pytest.raises(CommandError, match=r'there is no working .*as CXX=PATH'):
         write_package(None, tmp_path / 'x.pt2', None)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
+def test_batch_norms_fold_into_convolutions(family):
+    """As docs/deployment.md says."""
+    fuse_conv_bn = pytest.importorskip('mmcv.cnn').fuse_conv_bn
+    net = small(family).eval()
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.weight)
+    images = torch.randn(2, 3, 97, 131)
+    with torch.no_grad():
+        expected = net(images)
+        fused = fuse_conv_bn(net)
+        assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+        for a, b in zip(fused(images), expected, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max()

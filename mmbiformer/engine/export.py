@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import sympy
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -22,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import check_fit, load_whole_model, named
+from ..layers import DepthwiseConv2d
 from ..models.hierarchical import HierarchicalBackbone
 from .check_compile import compiler_problem
 from .checks import CommandError, build_model, check_backbone, check_file, check_writable
@@ -139,17 +141,60 @@ def trace(net: Exportable, size: tuple[int, int]) -> ExportedProgram:
     Returns:
         ExportedProgram: For any batch, and if ``net.any_size`` for any height and width.
     """
-    axes = [0]
+    axes, hooks, own_sides = [0], [], _OwnSides()
     if net.any_size:
         axes += [2, 3]
         # Nothing runs at this size, but the graph keeps what is true of it: regions of several
         # tokens in every stage, and no multiples of anything.
-        grids = [m.region_grid for m in net.modules() if hasattr(m, 'region_grid')]
-        rows, cols = map(max, zip(*grids, strict=True))
+        routed = [m for m in net.modules() if hasattr(m, 'region_grid')]
+        rows, cols = map(max, zip(*(m.region_grid for m in routed), strict=True))
         size = 64 * rows + 37, 64 * cols + 53
+        if all(m.padding == 'input' for m in routed):
+            convs = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1)]
+            hooks = [conv.register_forward_hook(own_sides) for conv in convs]
     shapes = {'images': dict.fromkeys(axes, Dim.DYNAMIC)}
-    with torch.no_grad():
-        return torch.export.export(net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes, strict=False
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    own_sides.tell()
+    return program
+
+
+class _OwnSides:
+    """Hook of layers that make maps smaller: in the graph, these maps have sides of their own.
+
+    As terms of the images' height and width, rounded up by 4 and so on, they would make sums of
+    products of quotients of every index in a block; AOTInductor then took eight minutes for four
+    blocks, and with sides of their own one and a half.
+
+    Not for the padding policies under which the number of regions depends on the map: tracing asks
+    then what cannot be said of sides that nothing is known of.
+    """
+
+    def __init__(self) -> None:
+        self.sides: dict[sympy.Expr, torch.SymInt] = {}  # by what they are in terms of others
+
+    def __call__(self, layer: nn.Conv2d, args: tuple[Tensor], x: Tensor) -> Tensor:
+        for axis in (1, 2) if isinstance(layer, DepthwiseConv2d) else (2, 3):
+            length = x.shape[axis].node.expr
+            if length not in self.sides:
+                side = torch.scalar_tensor(x.shape[axis], dtype=torch.int64).item()
+                torch._check(side >= 2)  # convolutions ask
+                self.sides[length] = side
+            x = x.index_select(axis, torch.arange(self.sides[length]))
+        return x
+
+    def tell(self) -> None:
+        """Tell the finished graph how long the sides were: AOTInductor decides by examples."""
+        for length, side in self.sides.items():
+            env = side.node.shape_env
+            add = getattr(env, 'add_backed_var_to_val', None)  # since PyTorch 2.11
+            (add or env.add_var_to_val)(side.node.expr, env.size_hint(length))
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
@@ -187,17 +232,19 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
         },
     )
     proto = onnx_program.model_proto
-    # torch calls the open sizes s77 or so, and writes the outputs' sizes with these names.
-    shape = proto.graph.input[0].type.tensor_type.shape.dim
-    names = {
-        dim.dim_param: name
-        for dim, name in zip(shape, ('batch', 'channels', 'height', 'width'), strict=True)
-        if dim.dim_param
-    }
+    # torch calls the open sizes s77, u0 or so; of map1 they are batch, height1 and width1.
+    names: dict[str, str] = {}
+    for value in (*proto.graph.input, *proto.graph.output):
+        stage = value.name.removeprefix('map') if value.name.startswith('map') else ''
+        axes = 'batch', 'channels', f'height{stage}', f'width{stage}'
+        for dim, name in zip(value.type.tensor_type.shape.dim, axes, strict=False):  # of logits 2
+            if dim.dim_param:
+                names.setdefault(dim.dim_param, name)
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), dim.dim_param)
+                terms = names.get(dim.dim_param, dim.dim_param)
+                dim.dim_param = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), terms)
     path.write_bytes(proto.SerializeToString())
 
 
@@ -223,7 +270,12 @@ def write_package(program: ExportedProgram, path: Path, net: Exportable) -> None
     """
     if problem := compiler_problem():
         raise CommandError(problem)
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    # Of the example it would keep that regions have several tokens, and refuse smaller maps. What
+    # it makes is right for them too: the tests go down to images of one pixel.
+    options = dict(scalar_asserts=False)
+    torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs=options
+    )
 
 
 def run_package(path: Path) -> Runner:
