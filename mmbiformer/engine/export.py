@@ -36,6 +36,9 @@ TOLERANCE = 1e-4
 NEAR_TIE = 1e-5
 """Affinities closer than this, in multiples of the largest of the image, may be ranked either way:
 they are sums of thousands of products in float32."""
+# For PyTorch 2.11, the pinned one. Of maps with sides of their own 2.10 asks in vain whether they
+# have 2^31 entries, and AOTInductor of 2.15 makes wrong code; 2.12 to 2.14 were not tried.
+OWN_SIDES = (2, 11) <= torch.__version__ < (2, 12)
 
 Runner = Callable[[Tensor], list[Tensor]]
 
@@ -149,15 +152,13 @@ def trace(net: Exportable, size: tuple[int, int]) -> ExportedProgram:
         routed = [m for m in net.modules() if hasattr(m, 'region_grid')]
         rows, cols = map(max, zip(*(m.region_grid for m in routed), strict=True))
         size = 64 * rows + 37, 64 * cols + 53
-        if all(m.padding == 'input' for m in routed):
+        if OWN_SIDES and all(m.padding == 'input' for m in routed):
             convs = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1)]
             hooks = [conv.register_forward_hook(own_sides) for conv in convs]
     shapes = {'images': dict.fromkeys(axes, Dim.DYNAMIC)}
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(net, (torch.empty(2, 3, *size),), dynamic_shapes=shapes)
     finally:
         for hook in hooks:
             hook.remove()
@@ -193,8 +194,7 @@ class _OwnSides:
         """Tell the finished graph how long the sides were: AOTInductor decides by examples."""
         for length, side in self.sides.items():
             env = side.node.shape_env
-            add = getattr(env, 'add_backed_var_to_val', None)  # since PyTorch 2.11
-            (add or env.add_var_to_val)(side.node.expr, env.size_hint(length))
+            env.add_backed_var_to_val(side.node.expr, env.size_hint(length))
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
