@@ -363,6 +363,21 @@ def test_how_a_dead_worker_shows(error, cause, said):
     assert str(caught.value).startswith(f'a worker of the data loader died: {said}. If it was')
 
 
+def test_a_death_that_shows_twice():
+    """Once by the pipe, then by the signal, while the message is being made or printed."""
+
+    def handler(number, frame):
+        raise SIGNAL
+
+    previous = signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(CommandError, match='Connection reset'), faults_explained(Config()):
+            _try_get_data(RESET, None)
+        os.kill(os.getpid(), signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, previous)
+
+
 def test_connections_of_others_keep_their_traceback():
     with pytest.raises(ConnectionResetError), faults_explained(Config()):
         raise ConnectionResetError(104, 'Connection reset by peer')

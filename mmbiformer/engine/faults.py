@@ -9,7 +9,9 @@ import itertools
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -64,6 +66,7 @@ def faults_explained(cfg: Config, splits: tuple[str, ...] = ('train', 'val')) ->
     except CommandError:
         raise
     except Exception as error:
+        _hear_of_no_more_deaths()
         message = _explain(error, cfg, splits)
         if message is None:
             raise
@@ -221,6 +224,14 @@ def _loop(path: str) -> str:
             if target == part or target in Path(os.path.realpath(part.parent), 'x').parents:
                 return str(part)
     return path
+
+
+def _hear_of_no_more_deaths() -> None:
+    """Of a worker's death PyTorch may hear twice: by its pipe and, wherever the program is by then,
+    by a signal, whose handler would raise in the middle of our message.
+    """
+    if hasattr(signal, 'SIGCHLD') and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _death_of_worker(error: BaseException) -> str | None:
