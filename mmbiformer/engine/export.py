@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-import sympy
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -178,7 +177,7 @@ class _OwnSides:
     """
 
     def __init__(self) -> None:
-        self.sides: dict[sympy.Expr, torch.SymInt] = {}  # by what they are in terms of others
+        self.sides: dict[object, torch.SymInt] = {}  # by what they are in terms of others
 
     def __call__(self, layer: nn.Conv2d, args: tuple[Tensor], x: Tensor) -> Tensor:
         for axis in (1, 2) if isinstance(layer, DepthwiseConv2d) else (2, 3):
