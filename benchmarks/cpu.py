@@ -292,20 +292,22 @@ def run_export(args: argparse.Namespace) -> None:
     report = Report(args, size=size, onnxruntime=version('onnxruntime'))
     print(f'BiFormer-S for images of {size[0]}x{size[1]}, forward, {args.threads} threads')
     eager = small(BiFormer, args, final_norm=True).eval()
-    net = Exportable(small(BiFormer, args, final_norm=True, backend='sdpa'), any_size=False)
     formats = {
         'ONNX Runtime': ('maps.onnx', write_onnx, partial(run_onnx, threads=args.threads)),
         'AOTInductor': ('maps.pt2', write_package, run_package),
     }
-    program = trace(net, size)
     runners, made = {}, {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (file, write, load) in formats.items():
+    for any_size in (False, True):
+        net = Exportable(small(BiFormer, args, final_norm=True, backend='sdpa'), any_size)
+        for runtime, (file, write, load) in formats.items():
+            name = f'{runtime}, any size' if any_size else runtime
             progress(f'{name}: exporting, which takes minutes')
             start = time.perf_counter()
-            write(program, Path(folder, file), net)
-            made[name] = time.perf_counter() - start
-            runners[name] = load(Path(folder, file))
+            program = trace(net, size)
+            with tempfile.TemporaryDirectory() as folder:
+                write(program, Path(folder, file), net)
+                made[name] = time.perf_counter() - start
+                runners[name] = load(Path(folder, file))
             progress('')
             print(f'{name}: exported in {made[name]:.0f} s, {check(net, runners[name], size)}')
             report.note(export_seconds=made)
