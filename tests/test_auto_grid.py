@@ -161,3 +161,27 @@ def test_arguments():
         with pytest.raises(ValueError, match='topk=0 must be positive'):
             layer()
     assert "region_grid='auto'" in repr(BiLevelRoutingAttention(32, 2, 1, region_grid='auto'))
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        BiLevelRoutingAttention(32, 2, 4, region_grid='auto'),
+        DeformableAgentAttention(32, 2, 4, 1, 2, 5, 14, region_grid='auto'),
+    ],
+)
+@torch.no_grad()
+def test_compiles_for_each_size(layer):
+    """Of sizes as symbols the rule would make terms that take minutes, or fail."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    for width in (14, 21, 28):
+        x = torch.randn(1, 14, width, 32)
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert len(graphs) == 3  # with symbols there would be two

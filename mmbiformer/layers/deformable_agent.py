@@ -162,7 +162,7 @@ class DeformableAgentAttention(nn.Module):
         """Regions per column and per row of a map of so many tokens."""
         if self.region_grid != 'auto':
             return self.region_grid
-        agents = -(-height // self.stride), -(-width // self.stride)
+        agents = ceil_div(height, self.stride), ceil_div(width, self.stride)
         return auto_grid(agents, self.topk, (height, width))
 
     def _positions(self, q: Tensor) -> Tensor:

@@ -68,8 +68,9 @@ class BiFormer(HierarchicalBackbone):
             for ImageNet, 8 for ADE20K, 16 for COCO. ``'auto'`` chooses for each map, so that the
             routed stages' time per pixel grows slowly: 7 at 224x224, rectangular grids for
             rectangular maps; see :func:`mmbiformer.ops.auto_grid`. No published figure was
-            obtained with it. Graphs are to be of one size then: ``torch.compile(net,
-            dynamic=False)``, and ``torch.export`` refuses dynamic sizes. Defaults to 7.
+            obtained with it. Graphs are of one size then: ``torch.compile`` makes one for each,
+            of 8 at most (``torch._dynamo.config.recompile_limit``), and ``torch.export`` refuses
+            dynamic sizes. Defaults to 7.
         out_indices: Stages whose maps are returned, from 0. Defaults to None: all for dense tasks,
             the last with ``final_norm``.
         final_norm: Whether to end in the BatchNorm that the classification head expects.

@@ -6,6 +6,7 @@ tokens: what would lie beyond the edge of the map does not exist.
 """
 
 import math
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,11 @@ def auto_grid(
             "region_grid='auto' chooses a grid for each size and cannot be exported for all of "
             'them; give region_grid as a number, or export with fixed sizes'
         )
-    queries, keys = (math.sqrt(size[0] * size[1]) for size in (query_size, key_size or query_size))
+    # operator.index: to torch.compile sizes become constants here, and other sizes another graph.
+    queries, keys = (
+        math.sqrt(operator.index(size[0]) * operator.index(size[1]))
+        for size in (query_size, key_size or query_size)
+    )
     best = queries / (7 / 64 * topk * queries * keys) ** (1 / 3)
     most = queries / math.sqrt(topk)  # beyond it there would be fewer regions than topk
     side = max(1, min(round(best), math.floor(most)))
