@@ -117,3 +117,30 @@ def test_hooks_may_keep_what_they_get(net, everywhere):
     first, second = net(x), net(x)
     hook.remove()
     assert all(map(torch.equal, first, second))
+
+
+class Recorder(torch.nn.Module):
+    """A user's wrapper, which keeps what the wrapped module or function gives."""
+
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped = [wrapped]  # in a list, so that it is no submodule
+
+    def forward(self, x):
+        self.out = self.wrapped[0](x)
+        self.before = self.out.clone()
+        return self.out
+
+
+@pytest.mark.parametrize('patched', [False, True])
+@torch.no_grad()
+def test_wrappers_may_keep_what_they_get(patched):
+    net = BiFormer(dict(TOY, mlp_ratio=2)).eval()
+    block = net.stages[0][0]
+    if patched:
+        recorder = Recorder(block.attn.forward)
+        block.attn.forward = recorder.forward
+    else:
+        block.attn = recorder = Recorder(block.attn)
+    net(torch.randn(2, 3, 64, 96))
+    assert torch.equal(recorder.out, recorder.before)

@@ -234,13 +234,23 @@ class HierarchicalBackbone(BaseModule):
 def spares_memory(stage: nn.ModuleList, x: Tensor) -> bool:
     """Whether a stage's blocks can take a batch in parts and reuse memory: in inference on CPU.
 
-    Where a hook listens they do neither: it gets whole batches, and may keep them.
+    Where a hook, a wrapper or a patched ``forward`` listens they do neither: it gets whole batches,
+    and may keep them.
     """
     if x.device.type != 'cpu' or torch.is_grad_enabled() or not eager():
         return False
     hooks = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
-    return not hooks and not any(
-        module._forward_hooks or module._forward_pre_hooks for module in stage.modules()
+    return not hooks and not any(map(_may_listen, stage.modules()))
+
+
+def _may_listen(module: nn.Module) -> bool:
+    """Whether anyone may have added code that sees what goes in and out of a module."""
+    package = type(module).__module__.partition('.')[0]
+    return bool(
+        package not in ('mmbiformer', 'timm', 'torch')
+        or 'forward' in vars(module)
+        or module._forward_hooks
+        or module._forward_pre_hooks
     )
 
 
