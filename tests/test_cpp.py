@@ -206,6 +206,7 @@ def test_empty_map():
 
 @pytest.mark.parametrize('wrong', [-1, 16, 2**40])
 def test_routes_to_no_region(wrong):
+    """In graphs nobody looks before; the kernels must not read beyond the maps."""
     q, k, v, routes = Case().tensors(torch.float32)
     routes[1, 15, 2] = wrong
     with pytest.raises(IndexError, match='numbers that no key region has'):

@@ -402,6 +402,27 @@ def test_shapes_must_fit():
         routed_attention(q, k, v, routes, num_heads=0, region_size=(2, 2))
 
 
+def test_scale_is_a_number():
+    """Else it would get no gradient, and nobody would notice."""
+    scale = torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(ValueError, match=r'scale must be a number.*multiply the query'):
+        routed_attention(*Case().tensors(), **Case().options(), scale=scale)
+    tensors, options = Case().tensors(), Case().options()
+    found = routed_attention(*tensors, **options, scale=scale.detach())
+    assert torch.equal(found, routed_attention(*tensors, **options, scale=scale.item()))
+
+
+@pytest.mark.parametrize('backend', ['auto', *ON_CPU])
+@pytest.mark.parametrize('wrong', [-1, 16, 2**40])
+@pytest.mark.parametrize('region', [(2, 2), (8, 8)])  # gathered, and all under a mask
+def test_routes_to_no_region(region, wrong, backend):
+    case = Case(query=tuple(4 * n for n in region), region=region)
+    *maps, routes = case.tensors()
+    routes[0, 15, 2] = wrong
+    with pytest.raises(IndexError, match='numbers that no key region has: they go from 0 to 15'):
+        routed_attention(*maps, routes, **case.options(), backend=backend)
+
+
 @pytest.mark.parametrize('backend', ON_CPU)
 def test_channels_that_are_no_neighbours(backend):
     """Regions of one token of a map stored as NCHW: the smallest that PyTorch's kernel misread."""

@@ -1,12 +1,13 @@
 """The public routed attention: checks, choice of backend, dispatch."""
 
 import logging
+import math
 
 import torch
 from torch import Tensor
 
 from .backends import BACKENDS
-from .regions import num_regions
+from .regions import eager, num_regions
 
 logger = logging.getLogger(__name__)
 
@@ -42,21 +43,31 @@ def routed_attention(
         region_size: Height and width of a query region, in tokens.
         key_region_size: Height and width of a key region, in tokens. Defaults to None, the
             same as ``region_size``.
-        scale: Factor on the logits. Defaults to None, (C / num_heads) ** -0.5. BiFormer itself
-            uses C ** -0.5.
+        scale: Factor on the logits, a number. Defaults to None, (C / num_heads) ** -0.5. BiFormer
+            itself uses C ** -0.5.
         backend: ``'auto'`` takes the first backend that can run these tensors and logs at DEBUG
-            why others could not; a name takes that backend or raises. Defaults to ``'auto'``.
+            why others could not; a name takes that backend or raises. Only ``'reference'`` has
+            second derivatives. Defaults to ``'auto'``.
 
     Returns:
         Tensor: (B, Hq, Wq, Cv).
 
     Raises:
-        ValueError: If shapes or devices do not fit together or the backend is unknown.
-        IndexError: On CPU, if ``routes`` has numbers that no key region has.
+        ValueError: If shapes or devices do not fit together, ``scale`` is a tensor that wants a
+            gradient or the backend is unknown.
+        IndexError: On CPU, if ``routes`` has numbers that no key region has; compiled graphs
+            may not notice.
         RuntimeError: If a backend asked for by name cannot run these tensors.
     """
     key_region_size = key_region_size or region_size
     _check(query, key, value, routes, num_heads, region_size, key_region_size)
+    if isinstance(scale, Tensor):
+        if scale.requires_grad:
+            raise ValueError(
+                'scale must be a number: most backends give it no gradient; multiply the query by '
+                'it, and give scale=1'
+            )
+        scale = float(scale)
     if scale is None:
         scale = (query.shape[-1] // num_heads) ** -0.5
     run = _choose(backend, query, key, value, num_heads).attend
@@ -132,3 +143,11 @@ def _check(
             f'{size[0]}x{size[1]} query map in {region_size[0]}x{region_size[1]} regions; '
             f'got {routes.dtype} {tuple(routes.shape)}'
         )
+    if type(routes) is Tensor and routes.device.type == 'cpu' and eager() and routes.numel():
+        count = math.prod(num_regions(key.shape[1:3], key_region_size))
+        least, most = (int(number) for number in routes.aminmax())
+        if least < 0 or most >= count:
+            raise IndexError(
+                f'routes has numbers that no key region has: they go from 0 to {count - 1}, '
+                f'those of routes from {least} to {most}'
+            )
