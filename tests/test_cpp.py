@@ -210,7 +210,42 @@ def test_routes_to_no_region(wrong):
     q, k, v, routes = Case().tensors(torch.float32)
     routes[1, 15, 2] = wrong
     with pytest.raises(IndexError, match='numbers that no key region has'):
-        attend([q, k, v, routes], Case().options())
+        schema.fused_attention(q, k, v, routes, 2, (2, 2), (2, 2), 1.0, 'cpp')
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize('operator', [False, True])
+def test_what_follows_has_no_gradient(operator):
+    q, k, v, routes = Case().tensors(torch.float32)
+    q.requires_grad_()
+    if operator:
+        out, _ = schema.fused_attention(q, k, v, routes, 2, (2, 2), (2, 2), 1.0, 'cpp')
+    else:
+        out = attend([q, k, v, routes], Case().options())
+    NoGradient.apply(out).sum().backward()
+    assert q.grad is None or not q.grad.any()
+
+
+def test_threads_leave_the_setting_as_it_was():
+    """Whichever ends first."""
+    setting = torch.utils.deterministic
+    first, second = schema.unfilled_memory(), schema.unfilled_memory()
+    assert setting.fill_uninitialized_memory
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not setting.fill_uninitialized_memory
+    second.__exit__(None, None, None)
+    assert setting.fill_uninitialized_memory
 
 
 def test_nothing_is_read_beyond_the_maps():

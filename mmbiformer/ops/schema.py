@@ -7,6 +7,7 @@ each takes longer than a kernel.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
@@ -66,18 +67,29 @@ def _launch(backend: str) -> ModuleType:
     return import_module(f'.backends.{backend}.launch', __package__)
 
 
+# The setting is the process's, the calls are those of threads: the last one sets it back.
+_setting, _inside, _filled = threading.Lock(), 0, True
+
+
 @contextlib.contextmanager
 def unfilled_memory() -> Iterator[None]:
     """Leave new tensors as they are in deterministic mode, where PyTorch fills them with NaN.
 
     The kernels write all of what they return; filling it first would cost as much again.
     """
-    before = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    global _inside, _filled
+    setting = torch.utils.deterministic
+    with _setting:
+        if not _inside:
+            _filled, setting.fill_uninitialized_memory = setting.fill_uninitialized_memory, False
+        _inside += 1
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = before
+        with _setting:
+            _inside -= 1
+            if not _inside:
+                setting.fill_uninitialized_memory = _filled
 
 
 @torch.library.custom_op('mmbiformer::fused_attention', mutates_args=())
