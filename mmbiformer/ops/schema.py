@@ -47,7 +47,9 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_out is None:  # what follows has none
+            return (None,) * 9
         return (*_backward(grad_out, *_kept(ctx)), *(None,) * 6)
 
 
@@ -180,7 +182,11 @@ def _kept(ctx: Any) -> tuple[Any, ...]:
     return *ctx.saved_tensors, *ctx.others
 
 
-def _differentiate(ctx: Any, grad_out: Tensor, grad_stats: None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad_out: Tensor | None, grad_stats: None
+) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 9
     return (*fused_attention_backward(grad_out, *_kept(ctx)), *(None,) * 6)
 
 
