@@ -247,6 +247,13 @@ def test_no_images():
     assert [len(out) for out in toy().eval()(torch.randn(0, 3, 64, 64))] == [0] * 4
 
 
+@torch.no_grad()  # PyTorch 2.4 has no checkpoint there
+def test_meta_device():
+    """Shapes alone, as tools ask for them."""
+    outs = toy().to('meta')(torch.empty(2, 3, 64, 96, device='meta'))
+    assert [tuple(out.shape[2:]) for out in outs] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+
+
 def test_checkpointing_changes_nothing():
     x = torch.randn(2, 3, 64, 64)
     grads = []

@@ -122,3 +122,31 @@ def test_mixed_precision():
     with torch.autocast('cpu', torch.bfloat16):
         found = gradients(net, x, without)
     assert_close(found, expected, tolerance=0.05)
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('trainable', [False, True])
+def test_traces(trainable):
+    net = backbone((1, 9)).eval().requires_grad_(trainable)
+    traced = torch.jit.trace(net, torch.randn(1, 3, 96, 80))
+    x = torch.randn(1, 3, 96, 80)
+    assert_close(traced(x), net(x))
+
+
+def test_gradients_of_each_image():
+    """By torch.func, as differential privacy asks for them."""
+    net = backbone((1, 9)).eval().requires_grad_(False)
+    weights = {name: param.double() for name, param in net.named_parameters()}
+    x = torch.randn(3, 3, 96, 80, dtype=torch.float64)
+    net.double()
+
+    def loss(weights, image):
+        outs = torch.func.functional_call(net, weights, (image[None],))
+        return sum(out.sin().sum() for out in outs)
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    for i, image in enumerate(x):
+        leaves = {name: value.clone().requires_grad_() for name, value in weights.items()}
+        expected = torch.autograd.grad(loss(leaves, image), [*leaves.values()])
+        for name, grad in zip(leaves, expected, strict=True):
+            torch.testing.assert_close(found[name][i], grad)

@@ -37,7 +37,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _trains_in_pieces(self, x: Tensor) -> bool:
         return (
-            x.device.type == 'cpu'
+            eager()
+            and x.device.type == 'cpu'
             and x.dtype == torch.float32
             and self.kernel_size[1] > FAST_COLUMNS
             and self.stride == (1, 1)
@@ -45,7 +46,6 @@ class DepthwiseConv2d(nn.Conv2d):
             and self.weight.requires_grad
             and x.numel() > 0
             and not torch.is_autocast_enabled('cpu')
-            and eager()
         )
 
 

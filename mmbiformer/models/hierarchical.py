@@ -158,7 +158,8 @@ class HierarchicalBackbone(BaseModule):
                 f'least {self.min_size[0]}x{self.min_size[1]}; resize or pad them'
             )
         outs = []
-        x = x.contiguous(memory_format=torch.channels_last)
+        # channels_last, in words that torch.func.vmap knows too.
+        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for i, stage in enumerate(self.stages):
             x = self.downsample_layers[i](x).permute(0, 2, 3, 1)
             x = self._run_in_parts(stage, x) if spares_memory(stage, x) else self._run(stage, x)

@@ -1,8 +1,12 @@
 """Attention of a map's tokens to agents: points anywhere in the map, with a positional bias."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from .regions import eager
 
 # Logits held at a time: on CPU what stays in its cache, elsewhere what keeps a GPU busy.
 LOGITS_ON_CPU = 2**21
@@ -63,14 +67,15 @@ def agent_attention(
         logits = bias.baddbmm_(key, _heads(query.flatten(1, 2), heads).mT, alpha=scale)
         return logits.softmax(1).mT @ value
 
-    with torch.autocast(query.device.type, enabled=False):
+    device = query.device.type
+    with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
         if torch.compiler.is_compiling():  # a number of parts would fix the size
             parts = [(query, rows)]
         else:
-            limit = LOGITS_ON_CPU if query.device.type == 'cpu' else LOGITS_ELSEWHERE
+            limit = LOGITS_ON_CPU if device == 'cpu' else LOGITS_ELSEWHERE
             step = max(1, limit // max(1, batch * heads * agents * width))
             parts = zip(query.split(step, 1), rows.split(step), strict=True)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled() and eager():
             outs = [
                 checkpoint(attend, *part, use_reentrant=False, preserve_rng_state=False)
                 for part in parts

@@ -74,7 +74,7 @@ def route_regions(
             f'region_grid or a larger input'
         )
     q, k = region_means(query, region_size), region_means(key, key_region_size)
-    if torch.is_autocast_enabled(q.device.type):
+    if q.device.type != 'meta' and torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):
             affinity = q @ k.mT
     else:
