@@ -124,6 +124,23 @@ def test_not_a_number_is_no_index():
     assert out[1].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        (dict(table=torch.zeros(4, 1, 5)), r'2 or more.*got \(4, 1, 5\)'),
+        (dict(table=torch.zeros(5, 5, 5)), '32 channels a multiple of the heads'),
+        (dict(table=torch.zeros(1, 5, 5)), 'of 2 groups'),
+        (dict(table=torch.zeros(5, 5)), r'got \(5, 5\)'),
+        (dict(positions=torch.zeros(2, 2, 6, 2).half()), 'in float64; got torch.float16'),
+    ],
+)
+def test_agent_attention_arguments(wrong, message):
+    names = 'query', 'key', 'value', 'positions', 'table'
+    given = {**dict(zip(names, operands(), strict=True)), **wrong}
+    with pytest.raises(ValueError, match=message):
+        attend(*(given[name] for name in names))
+
+
 # The layer
 
 

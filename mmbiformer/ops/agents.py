@@ -49,10 +49,25 @@ def agent_attention(
 
     Returns:
         Tensor: (B, H, W, C).
+
+    Raises:
+        ValueError: If the table has another shape, channels, heads and groups do not divide, or
+            positions are in half precision or of several dtypes.
     """
-    batch, _, width, _ = query.shape
-    heads, table_height, table_width = table.shape
+    batch, _, width, channels = query.shape
+    heads, table_height, table_width = table.shape if table.ndim == 3 else (0, 0, 0)
     groups, agents = positions.shape[1:3]
+    if heads < 1 or min(table_height, table_width) < 2 or channels % heads or heads % groups:
+        raise ValueError(
+            f'the table must be (heads, 2 or more, 2 or more), {channels} channels a multiple of '
+            f'the heads and they of {groups} groups; got {tuple(table.shape)}'
+        )
+    dtypes = positions.dtype, rows.dtype, columns.dtype
+    if dtypes not in ((torch.float32,) * 3, (torch.float64,) * 3):
+        raise ValueError(
+            'positions, rows and columns must all be in float32 or in float64; got '
+            + ', '.join(map(str, dtypes))
+        )
     table = table.to(positions.dtype).unflatten(0, (groups, -1))  # (G, heads / G, Th, Tw)
     key, value = (_heads(x, heads) for x in (key, value))  # (B * heads, A, C / heads)
     down, across = positions.unbind(-1)  # (B, G, A)
