@@ -195,7 +195,7 @@ def test_one_offset_moves_agents_down_and_right():
     [
         (dict(num_heads=3), 'dim=32 must be a multiple of num_heads=3'),
         (dict(num_groups=3), 'num_groups=3'),
-        (dict(offset_kernel=4), 'offset_kernel=4 must be odd'),
+        (dict(offset_kernel=4), 'offset_kernel=4 must be an odd number'),
         (dict(stride=0), 'stride=0 must be positive'),
         (dict(table_size=1), 'table_size=1 2 or more'),
         (dict(padding='projected'), r"padding='projected' is unknown; choose one of \['input'"),

@@ -47,7 +47,6 @@ class DeformableAgentAttention(nn.Module):
         region_grid: Regions per column and per row, of agents as of the map, an int or a pair, or
             ``'auto'``: chosen for each map by :func:`mmbiformer.ops.auto_grid`, never finer than
             the agents. Defaults to 7.
-        lepe_kernel: Side of the LePE kernel, in tokens. Defaults to 5.
         padding: ``'input'`` or ``'mask'``, see :class:`BiLevelRoutingAttention`. Under ``'mask'``
             agents are not padded. Under it and with ``region_grid='auto'``, where the map has fewer
             than ``topk`` regions all are routed to. Defaults to ``'input'``.
@@ -70,7 +69,6 @@ class DeformableAgentAttention(nn.Module):
         table_size: int,
         mlp_ratio: float = 3,
         region_grid: int | tuple[int, int] | str = 7,
-        lepe_kernel: int = 5,
         padding: str = 'input',
         backend: str = 'auto',
     ) -> None:
@@ -80,11 +78,8 @@ class DeformableAgentAttention(nn.Module):
                 f'dim={dim} must be a multiple of num_heads={num_heads}, and that of '
                 f'num_groups={num_groups}'
             )
-        if min(lepe_kernel, offset_kernel) < 1 or not lepe_kernel % 2 == offset_kernel % 2 == 1:
-            raise ValueError(
-                f'lepe_kernel={lepe_kernel} and offset_kernel={offset_kernel} must be odd numbers '
-                f'of tokens'
-            )
+        if offset_kernel < 1 or offset_kernel % 2 == 0:
+            raise ValueError(f'offset_kernel={offset_kernel} must be an odd number of tokens')
         if stride < 1 or table_size < 2:
             raise ValueError(f'stride={stride} must be positive, table_size={table_size} 2 or more')
         if padding not in PADDINGS:
@@ -110,7 +105,7 @@ class DeformableAgentAttention(nn.Module):
             )
         )
         self.agent_query = Linear(dim, dim)
-        self.lepe = DepthwiseConv2d(dim, lepe_kernel, stride)
+        self.lepe = DepthwiseConv2d(dim, 5, stride)
         self.agent_proj = Linear(dim, dim)
         self.agent_norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.agent_mlp = ConvMLP(dim, int(mlp_ratio * dim))

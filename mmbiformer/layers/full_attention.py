@@ -14,7 +14,6 @@ class FullAttention(nn.Module):
     Args:
         dim: Channels, C.
         num_heads: Number of heads. Defaults to 8, which the released models have at any width.
-        lepe_kernel: Side of the LePE kernel, in tokens. Defaults to 5.
         lepe_source: What the LePE convolves: ``'input'``, as in BiFormer-T, -S, -B and -STL, or
             ``'value'``, as in BiFormer-STL-nchw and the paper. Defaults to ``'input'``.
 
@@ -22,9 +21,7 @@ class FullAttention(nn.Module):
         ValueError: If ``dim`` is no multiple of ``num_heads`` or ``lepe_source`` is unknown.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int = 8, lepe_kernel: int = 5, lepe_source: str = 'input'
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, lepe_source: str = 'input') -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f'dim={dim} must be a multiple of num_heads={num_heads}')
@@ -33,7 +30,7 @@ class FullAttention(nn.Module):
         self.num_heads = num_heads
         self.lepe_source = lepe_source
         self.qkv = Linear(dim, 3 * dim, bias=False)
-        self.lepe = DepthwiseConv2d(dim, lepe_kernel)
+        self.lepe = DepthwiseConv2d(dim, 5)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
