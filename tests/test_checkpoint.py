@@ -111,9 +111,20 @@ def test_part_of_the_weights():
         CheckpointError, match=r'is missing.*\{\*\*model\.state_dict\(\), \*\*part\}'
     ):
         net.load_state_dict(part, strict=False)
+    for names in ('norm0.', 'stages.0.', 'downsample_layers.'):
+        part = {name: value for name, value in other.state_dict().items() if name.startswith(names)}
+        with pytest.raises(CheckpointError, match=r'\{\*\*model\.state_dict\(\), \*\*part\}'):
+            net.load_state_dict(part, strict=False)
     whole = {**net.state_dict(), KEY: other.state_dict()[KEY]}
     net.load_state_dict(whole)
     assert torch.equal(net.state_dict()[KEY], other.state_dict()[KEY])
+
+
+def test_a_shallower_arch_is_no_part():
+    """Though its names and shapes all fit, as those of tiny fit small."""
+    net, shallow = (BiFormer(dict(TOY_ARCH, depths=(n, 1)), region_grid=2) for n in (2, 1))
+    with pytest.raises(CheckpointError, match=r'of another arch.*matching arch or file\.$'):
+        net.load_state_dict(shallow.state_dict(), strict=False)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
