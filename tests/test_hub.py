@@ -16,7 +16,7 @@ from test_checkpoint import Canary, official
 import mmbiformer.hub.mmpretrain
 import mmbiformer.hub.timm  # noqa: F401
 from mmbiformer.checkpoint import convert_official_state_dict
-from mmbiformer.models import BiFormer
+from mmbiformer.models import BiFormer, hierarchical
 from mmbiformer.registry import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +96,51 @@ def test_timm_fine_tuning(released, options):
     backbone = net if options.get('features_only') else net.backbone
     expected = convert_official_state_dict(official())[f'backbone.{name}']
     assert torch.equal(backbone.state_dict()[name], expected)
+
+
+def test_timm_sources_of_weights(released, tmp_path):
+    create = partial(timm.create_model, 'biformer_tiny', pretrained=True)
+    bias = official()['head.bias']
+    for source in (dict(file=released), dict(url=released)):
+        for option in ('pretrained_cfg', 'pretrained_cfg_overlay'):
+            assert torch.equal(create(**{option: source}).head.fc.bias, bias)
+    with pytest.raises(ValueError, match=r"there are no weights 'foo'; leave '\.foo' out"):
+        timm.create_model('biformer_tiny.foo')
+    with pytest.raises(ValueError, match='set TORCH_HOME'):
+        create(cache_dir=str(tmp_path))
+    for unknown in ('hf_hub_id', 'state_dict'):
+        with pytest.raises(ValueError, match=f'{unknown}.* give file or url'):
+            create(pretrained_cfg={unknown: 'somewhere'})
+
+
+def test_timm_layer_decay():
+    from timm.optim import param_groups_layer_decay
+
+    net = timm.create_model('biformer_tiny')
+    names = {param: name for name, param in net.named_parameters()}
+    for group in param_groups_layer_decay(net, layer_decay=0.5):
+        for param in group['params']:
+            depth, count = net.backbone.get_layer_depth(names[param], 'backbone.')
+            assert group['lr_scale'] == 0.5 ** (count - 1 - depth)
+
+
+@pytest.mark.parametrize('features_only', [False, True])
+def test_timm_gradient_checkpointing(features_only, monkeypatch):
+    calls = []
+    plain = hierarchical.checkpoint
+
+    def checkpoint(*args, **kwargs):
+        calls.append(args[0])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(hierarchical, 'checkpoint', checkpoint)
+    net = timm.create_model('biformer_tiny', features_only=features_only)
+    net.set_grad_checkpointing()
+    net(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 14
+    net.set_grad_checkpointing(False)
+    net(torch.randn(1, 3, 64, 64))
+    assert len(calls) == 14
 
 
 def test_timm_takes_backbones_and_nothing_else(tmp_path):

@@ -1,6 +1,7 @@
 """Importing this makes ``timm.create_model('biformer_small')`` work, with ``features_only`` too."""
 
 from collections import OrderedDict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from mmengine.runner import CheckpointLoader, load_state_dict
@@ -64,6 +65,27 @@ class BiFormerClassifier(nn.Module):
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again in the backward pass, or keep what it computes."""
+        self.backbone.with_cp = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Say which parameters make a layer, for layer-wise learning rates.
+
+        Args:
+            coarse: Whether a stage is one layer. Defaults to False: each block is one, a stage's
+                first with the downsampling before it.
+
+        Returns:
+            dict[str, Any]: Patterns of names, as timm takes them.
+        """
+        blocks = [
+            (r'^backbone\.downsample_layers\.(\d+)', (0,)),
+            (r'^backbone\.stages\.(\d+)\.(\d+)', None),
+        ]
+        stages = r'^backbone\.(?:downsample_layers|stages)\.(\d+)'
+        return dict(stem=r'^backbone\.downsample_layers\.0', blocks=stages if coarse else blocks)
+
 
 class BiFormerFeatures(BiFormer):
     """BiFormer that gives a list of maps and says what they are in ``feature_info``, as in timm.
@@ -87,6 +109,10 @@ class BiFormerFeatures(BiFormer):
         """Compute the maps (B, C, H / s, W / s) of images (B, 3, H, W)."""
         return list(super().forward(x))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again in the backward pass, or keep what it computes."""
+        self.with_cp = enable
+
 
 def _create(
     arch: str,
@@ -99,15 +125,28 @@ def _create(
 ) -> nn.Module:
     """Build a model; the unnamed arguments are what timm passes to every entry point.
 
-    With ``pretrained`` the weights are the authors', downloaded from their page, or those of the
-    file ``pretrained_cfg_overlay=dict(file=...)``.
+    With ``pretrained`` the weights are the authors', downloaded from their page into the folder of
+    ``torch.hub``, or those of ``pretrained_cfg_overlay=dict(file=...)`` or ``dict(url=...)``.
+
+    Raises:
+        ValueError: If other weights are asked for in a way that is not known here.
     """
+    if pretrained_cfg and isinstance(pretrained_cfg, str):
+        raise ValueError(f"there are no weights {pretrained_cfg!r}; leave '.{pretrained_cfg}' out")
+    if is_dataclass(pretrained_cfg):  # timm's PretrainedCfg
+        pretrained_cfg = asdict(pretrained_cfg)
+    source = {**(pretrained_cfg or {}), **(pretrained_cfg_overlay or {})}
     if features_only:
         for name in ('num_classes', 'global_pool', 'drop_rate'):
             kwargs.pop(name, None)
     model = (BiFormerFeatures if features_only else BiFormerClassifier)(arch, **kwargs)
     if pretrained:
-        path = (pretrained_cfg_overlay or {}).get('file') or RELEASED[arch]
+        for name in ('hf_hub_id', 'state_dict'):
+            if source.get(name):
+                raise ValueError(f'weights by {name} are not known here; give file or url')
+        if cache_dir:
+            raise ValueError(f'cache_dir={cache_dir!r} is not used; set TORCH_HOME to that folder')
+        path = source.get('file') or source.get('url') or RELEASED[arch]
         checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
         state_dict = checkpoint.get('state_dict', checkpoint)
         versions = getattr(state_dict, '_metadata', {})
