@@ -196,6 +196,14 @@ def test_mmpretrain_get_model(released):
     assert Canary.marks == []
 
 
+def test_mmpretrain_has_debiformer():
+    assert set(mmpretrain.list_models('*debiformer*')) == {
+        f'debiformer-{arch}_3rdparty_in1k' for arch in ('base', 'small', 'tiny')
+    }
+    net = mmpretrain.get_model('debiformer-tiny_3rdparty_in1k', head=dict(num_classes=7))
+    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
 # Inferencers
 
 
