@@ -69,10 +69,11 @@ bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
 	@$(PY) -m benchmarks.plot
 
-bench-long: env  ## run the others: DeBiFormer, COCO's size (20 GB of memory), large images, torch.compile
+bench-long: env  ## run the others: DeBiFormer, COCO's size (20 GB of memory), large images, torch.compile, exported files
 	@$(KEEP_MEMORY) $(PY) -m benchmarks.cpu grids --out $(RESULTS)/cpu_grids.json
 	@$(KEEP_MEMORY) $(PY) -m benchmarks.cpu biformer --out $(RESULTS)/cpu_kept.json
 	@$(PY) -m benchmarks.cpu compile --out $(RESULTS)/cpu_compile.json
+	@$(PY) -m benchmarks.cpu export --out $(RESULTS)/cpu_export.json
 	@$(PY) -m benchmarks.cpu debiformer --out $(RESULTS)/cpu_debiformer.json
 	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
 	@$(PY) -m benchmarks.plot

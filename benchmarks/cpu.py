@@ -122,9 +122,10 @@ class Report:
         progress('')
         medians = self.record['seconds'][row]
         first = next(iter(medians.values()))
-        print(f'{row:20}' + ''.join(f'{name:>16}' for name in medians))
-        print(f'{"":20}' + ''.join(f'{seconds:>14.3f} s' for seconds in medians.values()))
-        print(f'{"":20}' + ''.join(f'{first / seconds:>15.2f}x' for seconds in medians.values()))
+        width = max(16, *(len(name) + 2 for name in medians))
+        print(f'{row:20}' + ''.join(f'{name:>{width}}' for name in medians))
+        for cell in (lambda seconds: f'{seconds:.3f} s', lambda seconds: f'{first / seconds:.2f}x'):
+            print(f'{"":20}' + ''.join(f'{cell(value):>{width}}' for value in medians.values()))
 
     def peaks(self, names: list[str]) -> None:
         """What a training step of each adds to a process of its own, at its peak, in bytes."""

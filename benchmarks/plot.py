@@ -422,8 +422,8 @@ def write_page(results: Results, out: Path) -> str:
     head = """# Speed
 
 Measured on CPU but for the last section; every ratio is of one run, its candidates timed in turns.
-`make bench` measures what takes minutes, `make bench-long` the rest, and both write this page anew
-(`python -m benchmarks.plot`), from the JSON files alone.
+`make bench` measures on it what takes minutes, `make bench-long` the rest, and both write this page
+anew (`python -m benchmarks.plot`), from the JSON files alone.
 """
     page = '\n'.join([head, *filter(None, sections)])
     out.mkdir(parents=True, exist_ok=True)
