@@ -1,6 +1,7 @@
 """The shipped configs: they build, and hold every published figure."""
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,21 @@ def test_checks_find_nothing(config):
     check_settings(cfg)
     check_training(cfg)
     check_parts(cfg)
+
+
+SNIPPETS = [
+    text
+    for page in ('README.md', 'docs/training.md')
+    for text in re.findall(r'```python\n(_base_ = .*?)```', (ROOT / page).read_text(), re.S)
+]
+
+
+@pytest.mark.parametrize('index', range(3))
+def test_checks_find_nothing_in_documented_configs(index, tmp_path):
+    assert len(SNIPPETS) == 3
+    path = tmp_path / 'mine.py'
+    path.write_text(SNIPPETS[index].replace("_base_ = '", f"_base_ = '{ROOT}/configs/"))
+    test_checks_find_nothing(str(path))
 
 
 @pytest.mark.parametrize('name', DROP_PATH)
