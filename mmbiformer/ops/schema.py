@@ -69,8 +69,8 @@ def _launch(backend: str) -> ModuleType:
     return import_module(f'.backends.{backend}.launch', __package__)
 
 
-# The setting is the process's, the calls are those of threads: the last one sets it back.
-_setting, _inside, _filled = threading.Lock(), 0, True
+# The setting is the process's, the callers are threads: the last one sets it back.
+_lock, _callers, _filled = threading.Lock(), 0, True
 
 
 @contextlib.contextmanager
@@ -79,18 +79,18 @@ def unfilled_memory() -> Iterator[None]:
 
     The kernels write all of what they return; filling it first would cost as much again.
     """
-    global _inside, _filled
+    global _callers, _filled
     setting = torch.utils.deterministic
-    with _setting:
-        if not _inside:
+    with _lock:
+        if not _callers:
             _filled, setting.fill_uninitialized_memory = setting.fill_uninitialized_memory, False
-        _inside += 1
+        _callers += 1
     try:
         yield
     finally:
-        with _setting:
-            _inside -= 1
-            if not _inside:
+        with _lock:
+            _callers -= 1
+            if not _callers:
                 setting.fill_uninitialized_memory = _filled
 
 
