@@ -177,25 +177,25 @@ def adapt_backbone_state(
         return
     there, here = _describe(given), _describe(own)
     shapes = {name: getattr(value, 'shape', None) for name, value in given.items()}
-    # Of a part of the weights it is only said what is missing.
     part = len(there) < len(here) and all(
         name in own and own[name].shape == shape for name, shape in shapes.items()
     )
-    if not there and not part:
-        raise CheckpointError(_not_ours(given, f'a {_family(own)} checkpoint'))
-    if _family(given) != _family(own) and not part:
-        raise CheckpointError(
-            f'the checkpoint is of a {_family(given)}; the model has a {_family(own)}. '
-            'Choose the matching model or file.'
-        )
-    stems = [state[STEM_KEY] for state in (given, own) if STEM_KEY in state]
-    stems = [tuple(getattr(stem, 'shape', ())) for stem in stems]
-    if (there[: len(here)] != here or len({*stems}) > 1) and not part:
-        raise CheckpointError(
-            'the checkpoint is of another arch: its (blocks, channels) a stage are '
-            f'{there} and its first convolution is {stems[0]}; the model has {here} and '
-            f'{stems[-1]}. Choose the matching arch or file.'
-        )
+    if not part:  # of a part it is only said what is missing
+        if not there:
+            raise CheckpointError(_not_ours(given, f'a {_family(own)} checkpoint'))
+        if _family(given) != _family(own):
+            raise CheckpointError(
+                f'the checkpoint is of a {_family(given)}; the model has a {_family(own)}. '
+                'Choose the matching model or file.'
+            )
+        stems = [state[STEM_KEY] for state in (given, own) if STEM_KEY in state]
+        stems = [tuple(getattr(stem, 'shape', ())) for stem in stems]
+        if there[: len(here)] != here or len({*stems}) > 1:
+            raise CheckpointError(
+                'the checkpoint is of another arch: its (blocks, channels) a stage are '
+                f'{there} and its first convolution is {stems[0]}; the model has {here} and '
+                f'{stems[-1]}. Choose the matching arch or file.'
+            )
     # Other names are those of norms, which are new where the task is another.
     needed = {name: own[name] for name in own if name.startswith(('stages.', 'downsample_'))}
     if problems := _misfits(needed, given):
