@@ -1,8 +1,9 @@
-# Every target sets up what it needs by itself; see tools/setup_env.py.
+# Every target sets up what it needs by itself, as uv.lock has it; see tools/setup_env.sh.
 #
 # STACK=onedl      the OneDL forks of the OpenMMLab libraries, in .venv (default)
 # STACK=openmmlab  the OpenMMLab originals, in .venv-openmmlab
-# PYTHON=...       the Python to make the environment with (3.10 to 3.12; default: python3)
+# PYTHON=...       the Python of the environment (3.10 to 3.12; default: the first that is found)
+# FORCE_CUDA=1     compile mmcv's CUDA operators too (needs nvcc)
 # TASK=...         what `make demo` shows: maskrcnn (default), retinanet, sfpn, upernet or classification
 # MODEL=...        with which backbone: biformer_t (default) or debiformer_t
 # SEED=...         seed of the demo's scenes (default: 0)
@@ -19,7 +20,6 @@ ifeq ($(VENV),)
 $(error STACK=$(STACK) is not known; use STACK=onedl or STACK=openmmlab)
 endif
 PY := $(VENV)/bin/python
-SETUP_PYTHON := $(or $(PYTHON),python3)
 
 # Programs that are started anew again and again should not compile themselves each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,10 +32,7 @@ help:  ## show this list
 	@sed -n '2,/^$$/s/^#//p' $(MAKEFILE_LIST)
 
 env:  ## set up the environment (the other targets do it by themselves)
-	@command -v $(SETUP_PYTHON) >/dev/null || { \
-	  echo "set-up stopped: found no $(SETUP_PYTHON), but Python 3.10, 3.11 or 3.12 is needed." >&2; \
-	  echo "Install one, or say where it is: make env PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(SETUP_PYTHON) tools/setup_env.py $(STACK) $(if $(PYTHON),--only-this-python)
+	@tools/setup_env.sh $(STACK)
 
 demo: env  ## train, evaluate and draw on a toy data set (TASK=maskrcnn)
 	@$(PY) tools/demo.py $(TASK) --model $(MODEL) --seed $(SEED)
@@ -49,12 +46,13 @@ test: env  ## run the fast tests
 test-slow: env  ## run the slow tests, which train small models
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 --dist loadfile -v --timeout 3600 --durations 10
 
-smoke:  ## run the tests that need no mmcv with another torch (TORCH=2.5.0)
-	@tests/smoke.sh "$(TORCH)" $(SETUP_PYTHON)
+smoke:  ## run the tests that need no mmcv with another torch (TORCH=2.10.0)
+	@tests/smoke.sh "$(TORCH)" $(PYTHON)
 
 lint: env  ## check style and formatting
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@for script in .ci/run */*.sh; do bash -n "$$script" || exit; done
 
 format: env  ## correct style and formatting where that is possible
 	@$(PY) -m ruff check --fix
@@ -78,14 +76,8 @@ bench-long: env  ## run the others: DeBiFormer, COCO's size (20 GB of memory), l
 	@$(PY) -m benchmarks.cpu coco --out $(RESULTS)/cpu_coco.json
 	@$(PY) -m benchmarks.plot
 
-lock:  ## renew requirements/lock-*.txt from the other requirement files
-	@$(SETUP_PYTHON) -m venv build/uv
-	@build/uv/bin/python -m pip install --quiet uv==0.13.8
-	@for stack in onedl openmmlab; do \
-	  (cd requirements && ../build/uv/bin/uv pip compile --quiet \
-	    build.txt torch.txt $$stack.txt dev.txt -c constraints.txt -b build.txt \
-	    -o lock-$$stack.txt) || exit; \
-	done
+lock:  ## renew uv.lock from pyproject.toml
+	@tools/uv.sh lock
 
 clean:  ## remove build output and the tools' caches (environments: rm -r .venv*)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
