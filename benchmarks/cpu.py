@@ -1,7 +1,7 @@
-"""The backbones on CPU beside what else one could run: time, and memory in training.
+"""Time of the backbones on CPU beside alternatives, and memory in training.
 
-Every ratio is taken in one run, in turns. Results are written after each round, so that a command
-that is stopped, or ends for want of memory, leaves what it has measured.
+The candidates of a ratio take turns in one run. Results are written after each round, so a command
+that is stopped, or runs out of memory, leaves what it has measured.
 
 Examples:
     python -m benchmarks.cpu --out benchmarks/results/cpu.json
@@ -31,36 +31,31 @@ from torch._inductor.utils import fresh_inductor_cache
 
 from benchmarks.gather_baseline import gather_baseline
 from mmbiformer import __version__
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import run_command
-from mmbiformer.engine.export import (
-    Exportable,
-    check,
-    run_onnx,
-    run_package,
-    trace,
-    write_onnx,
-    write_package,
-)
+from mmbiformer.commands.faults import run_command
+from mmbiformer.errors import UserError
+from mmbiformer.export.aoti import run_package, write_package
+from mmbiformer.export.graph import Exportable, trace
+from mmbiformer.export.onnx import run_onnx, write_onnx
+from mmbiformer.export.verify import check
 from mmbiformer.layers import FullAttention
 from mmbiformer.models import BiFormer, DeBiFormer
 from mmbiformer.models.hierarchical import HEAD_DIM
 
-# The small models: batch, sizes of the images for the forward pass and for training, arguments.
+# The small models: batch, image sizes for the forward pass and for training, arguments.
 CASES = dict(
     biformer=(BiFormer, 8, (224, 224), (224, 224), dict(final_norm=True)),
     debiformer=(DeBiFormer, 1, (800, 1344), (512, 512), dict(region_grid=16)),
     coco=(BiFormer, 1, (800, 1344), (800, 1344), dict(region_grid=16)),
 )
-# What the published formulation of a case needs, with what else is in the process.
+# Memory of the process while it runs the published formulation of a case.
 NEEDED_BYTES = dict(coco=19 * 2**30)
 RIVALS = {
     'BiFormer-S': 'biformer_small',
     'Swin-S': 'swin_small_patch4_window7_224',
     'ConvNeXt-S': 'convnext_small',
 }
-# Settings of glibc's allocator. As it comes, it hands every tensor above 32 MB back to the system,
-# and getting it again costs images of 2048x2048 about a third of their time, whatever the grid.
+# Settings of glibc's allocator. By default it gives every tensor above 32 MB back to the system.
+# Getting the memory again costs images of 2048x2048 about a third of their time.
 MALLOC = 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_'
 SIDES = 512, 1024, 2048
 DENSE_UP_TO = 1024  # at 2048 dense attention would take half an hour
@@ -68,7 +63,7 @@ QUICK = dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256))
 
 
 class Report:
-    """The record of one command, written whole after every change to it.
+    """The record of one command; the file is written whole after every change.
 
     Args:
         args: The command line.
@@ -104,7 +99,7 @@ class Report:
             os.replace(draft, self.args.out)
 
     def time(self, row: str, steps: dict[str, Callable[[], object]]) -> None:
-        """Median seconds of each step, taken in turns so that a slow spell hits all alike."""
+        """Take the median seconds of each step; the steps take turns, so a slow spell hits all."""
         times: dict[str, list[float]] = {name: [] for name in steps}
         for repeat in range(self.args.repeats + 1):
             for name, step in steps.items():
@@ -128,7 +123,7 @@ class Report:
             print(f'{"":20}' + ''.join(f'{cell(value):>{width}}' for value in medians.values()))
 
     def peaks(self, names: list[str]) -> None:
-        """What a training step of each adds to a process of its own, at its peak, in bytes."""
+        """Measure what a training step of each adds to its process, at its peak, in bytes."""
         peaks = {}
         for name in names:
             progress(f'peak memory, {name}')
@@ -146,7 +141,7 @@ class Report:
 
 
 def progress(text: str) -> None:
-    """Show what is being measured: on one line of a terminal, line by line in a log."""
+    """Show what is measured: a terminal gets one line, a log one line each."""
     if sys.stderr.isatty():
         print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
     elif text:
@@ -154,14 +149,14 @@ def progress(text: str) -> None:
 
 
 def small(backbone: type, args: argparse.Namespace, **kwargs: Any) -> nn.Module:
-    """The small model; a toy with ``--quick``. The same weights each time."""
+    """The small model, or a toy with ``--quick``, with the same weights each time."""
     torch.manual_seed(0)
     toy = dict(QUICK, mlp_ratio=1) if backbone is BiFormer else QUICK
     return backbone(toy if args.quick else 'small', **kwargs)
 
 
 def image(args: argparse.Namespace, batch: int, size: tuple[int, int]) -> torch.Tensor:
-    """Images, the same each time; with ``--quick`` two at most, of an eighth of the size."""
+    """The same images each time; with ``--quick`` at most two, of an eighth of the size."""
     if args.quick:
         batch, size = min(batch, 2), [n // 8 for n in size]
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
@@ -214,7 +209,7 @@ def run_case(args: argparse.Namespace) -> None:
 
 
 def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
-    """In the process of its own: what one step adds to the resident set."""
+    """What one step adds to the resident set of this process, in bytes."""
     status = Path('/proc/self/status')
     base = int(status.read_text().split('VmRSS:')[1].split()[0])
     training_step(net, x)()
@@ -222,17 +217,17 @@ def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
 
 
 def check_memory(needed: int, args: argparse.Namespace) -> None:
-    """Raise CommandError where the system would end the process half way."""
+    """Raise UserError if the system would kill the process for want of memory."""
     available = int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]) * 1024
     if available < needed and not args.quick:
-        raise CommandError(
+        raise UserError(
             f'{args.model}: the published formulation needs {needed / 2**30:.0f} GiB of memory and '
             f'{available / 2**30:.1f} GiB are free; close other programs or take a larger machine'
         )
 
 
 def run_rivals(args: argparse.Namespace) -> None:
-    """Whole classifiers without their last layer, forward, beside timm's."""
+    """Classifiers without their last layer, forward, beside timm's."""
     import timm
 
     import mmbiformer.hub.timm  # noqa: F401  (registers ours)
@@ -241,14 +236,14 @@ def run_rivals(args: argparse.Namespace) -> None:
     report = Report(args, batch=len(x), size=x.shape[2:], timm=version('timm'))
     print(f'batch {len(x)}, 224x224, float32, {args.threads} threads')
     nets = {name: timm.create_model(key, num_classes=0).eval() for name, key in RIVALS.items()}
-    # Convolutions run faster so; ours sees to it by itself.
+    # Convolutions run faster in this format; ours chooses it by itself.
     nets = {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
     x = x.to(memory_format=torch.channels_last)
     report.time('forward', {name: forward(net, x) for name, net in nets.items()})
 
 
 def run_deterministic(args: argparse.Namespace) -> None:
-    """What ``torch.use_deterministic_algorithms(True)`` costs a training step."""
+    """Cost of ``torch.use_deterministic_algorithms(True)`` in a training step."""
     x = image(args, 8, (224, 224))
     report = Report(args, batch=len(x), size=x.shape[2:])
     print(f'BiFormer-S, batch {len(x)}, {x.shape[2]}x{x.shape[3]}, {args.threads} threads')
@@ -265,7 +260,7 @@ def run_deterministic(args: argparse.Namespace) -> None:
 
 
 def run_compile(args: argparse.Namespace) -> None:
-    """``torch.compile`` beside eager mode, its first call by itself."""
+    """``torch.compile`` beside eager mode; its first call is timed separately."""
     x = image(args, 8, (224, 224))
     report = Report(args, batch=len(x), size=x.shape[2:])
     print(f'BiFormer-S, batch {len(x)}, {x.shape[2]}x{x.shape[3]}, {args.threads} threads')
@@ -278,7 +273,7 @@ def run_compile(args: argparse.Namespace) -> None:
         steps = {'eager': make(eager, x), 'compiled': make(compiled, x)}
         progress(f'{row}: compiling, which takes minutes')
         start = time.perf_counter()
-        with fresh_inductor_cache():  # or an earlier run's kernels would be found
+        with fresh_inductor_cache():  # an earlier run's kernels must not be found
             steps['compiled']()
         first[row] = time.perf_counter() - start
         progress('')
@@ -320,7 +315,7 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def run_grids(args: argparse.Namespace) -> None:
-    """Time over the size of the image: ``region_grid='auto'``, fixed grids, dense attention."""
+    """Time by image size: ``region_grid='auto'``, fixed grids, dense attention."""
     report = Report(args, batch=1)
     print(f'BiFormer-S, one image, forward, float32, {args.threads} threads')
     grids = {'auto': 'auto', '7x7': 7, '16x16': 16}
@@ -346,7 +341,7 @@ def dense(net: BiFormer) -> BiFormer:
     return net
 
 
-# What runs a command, and how often its steps are timed.
+# The function of a command, and how often its steps are timed.
 COMMANDS = dict(
     biformer=(run_case, 7),
     debiformer=(run_case, 1),
@@ -387,7 +382,7 @@ def main() -> None:
     if args.repeats is None:
         args.repeats = 1 if args.quick else repeats
     if args.repeats < 1 or args.threads < 1:
-        raise CommandError('--repeats and --threads must be positive')
+        raise UserError('--repeats and --threads must be positive')
     run(args)
     if args.out:
         print(f'wrote {args.out}')

@@ -1,7 +1,8 @@
-"""The backbones with the published formulations of attention, re-expressed, as baselines only.
+"""The published formulations of attention, re-expressed; only the benchmarks use them.
 
-Keys and values are gathered from a map expanded to every query region, logits, probabilities and
-position biases are written out whole; region by region layouts are made and unmade by copies.
+Keys and values are gathered from a map that is expanded to every query region. Logits,
+probabilities and position biases are written to memory in full. Copies turn maps into regions and
+back.
 """
 
 import torch
@@ -14,7 +15,7 @@ from mmbiformer.ops.regions import pad_to
 
 
 def gather_attention(q: Tensor, kv: Tensor, routes: Tensor, heads: int, scale: float) -> Tensor:
-    """Attention of regions to gathered copies.
+    """Attention of regions to gathered copies of keys and values.
 
     Args:
         q: (B, R, Tq, C).
@@ -63,7 +64,7 @@ class GatherAttention(nn.Module):
         lepe = F.conv2d(
             v, layer.lepe.weight, layer.lepe.bias, padding=layer.lepe.padding, groups=dim
         )
-        routes = route(q, kv, layer.topk)
+        routes = route(q, kv, layer.router.topk)
         out = gather_attention(q, kv, routes, layer.num_heads, layer.scale)
         out = self.proj(to_map(out, grid, size) + lepe.permute(0, 2, 3, 1))
         return out[:, :height, :width].contiguous()
@@ -92,7 +93,7 @@ class PlainAgentAttention(nn.Module):
 
         kv = to_regions(torch.cat([k, v], -1), grid)
         agent_q = to_regions(layer.agent_query(agents), grid)
-        routes = route(agent_q, kv, layer.topk)
+        routes = route(agent_q, kv, layer.router.topk)
         out = gather_attention(agent_q, kv, routes, heads, layer.scale)
         agents = agents + layer.agent_proj(to_map(out, grid, agents.shape[1:3]) + lepe)
         agents = layer.agent_norm2(agents + layer.agent_mlp(layer.agent_norm1(agents)))
@@ -167,8 +168,8 @@ def gather_baseline(net: BiFormer | DeBiFormer) -> BiFormer | DeBiFormer:
         net: BiFormer of arch ``'tiny'``, ``'small'`` or ``'base'``, or a DeBiFormer.
 
     Returns:
-        BiFormer | DeBiFormer: The same parameters, the same numbers, the published way to compute
-        them.
+        BiFormer | DeBiFormer: The same parameters and the same outputs, computed in the published
+        way.
     """
     published = {
         BiLevelRoutingAttention: GatherAttention,
@@ -178,6 +179,6 @@ def gather_baseline(net: BiFormer | DeBiFormer) -> BiFormer | DeBiFormer:
     for stage in net.stages:
         for block in stage:
             block.attn = published[type(block.attn)](block.attn)
-            if isinstance(net, BiFormer):  # DeBiFormer's are published as convolutions
+            if isinstance(net, BiFormer):  # DeBiFormer's MLPs are published as convolutions
                 block.mlp.fc1, block.mlp.fc2 = as_linear(block.mlp.fc1), as_linear(block.mlp.fc2)
     return net

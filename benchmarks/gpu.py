@@ -1,7 +1,7 @@
-"""The fused attention and BiFormer-S on one GPU, beside what else a user could choose.
+"""Time of the fused attention and of BiFormer-S on one GPU, beside alternatives.
 
-Checks parity with the float64 reference first. A measurement that fails, for want of memory say, is
-recorded as such and the others go on.
+The comparison with the float64 reference comes first. A measurement that fails, e.g. for lack of
+memory, is recorded as failed, and the others go on.
 
 Example:
     python -m benchmarks.gpu --out benchmarks/results/gpu.json
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.gather_baseline import gather_attention, gather_baseline
 from mmbiformer import __version__
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import run_command
+from mmbiformer.commands.faults import run_command
+from mmbiformer.errors import UserError
 from mmbiformer.models import BiFormer
 from mmbiformer.ops import route_regions, routed_attention
 from mmbiformer.ops.regions import region_of_token, split_regions
@@ -47,7 +47,7 @@ class Stage:
     topk: int
     channels: int
     head_dim: int = HEAD_DIM
-    hub: bool = False  # every region is routed to the first ones
+    hub: bool = False  # every region is routed to the first regions
 
     def maps(self, batch: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         """Queries, keys and values as slices of one projection, and their routes."""
@@ -64,13 +64,13 @@ class Stage:
         return dict(num_heads=heads, region_size=self.region, scale=self.channels**-0.5)
 
 
-# Those of BiFormer-S at 224x224.
+# The stages of BiFormer-S at 224x224.
 STAGES = {
     'stage 1': Stage((56, 56), (8, 8), 1, 64),
     'stage 2': Stage((28, 28), (4, 4), 4, 128),
     'stage 3': Stage((14, 14), (2, 2), 16, 256),
 }
-# Only checked, not timed.
+# Shapes that are checked and not timed.
 AWKWARD = {
     'stage 1 at 800x1344': Stage((208, 336), (13, 21), 1, 64),
     'stage 2 at 800x1333, ragged': Stage((100, 167), (7, 11), 4, 128),
@@ -96,22 +96,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--compile',
         action='store_true',
-        help='time networks with torch.compile for each block too, for minutes',
+        help='also time networks whose blocks are compiled by torch.compile, which takes minutes',
     )
     parser.add_argument('--out', type=Path, help='write the results as JSON')
     return parser.parse_args()
 
 
 def progress(what: str) -> None:
-    """Say what is measured next, and when."""
+    """Print what is measured next, with the time so far."""
     print(f'{time.perf_counter() - STARTED:6.0f} s  {what}', flush=True)
 
 
 def attempt(measure: Callable[[], Any]) -> Any:
-    """What a measurement gives, or the error that ended it."""
+    """The result of a measurement, or the error that ended it."""
     try:
         return measure()
-    except Exception as error:  # one that fails must not lose the others
+    except Exception as error:  # the others go on
         return dict(error=f'{type(error).__name__}: {str(error).splitlines()[0][:200]}')
     finally:
         torch.cuda.empty_cache()
@@ -120,9 +120,9 @@ def attempt(measure: Callable[[], Any]) -> Any:
 def milliseconds(step: Callable[[], Any], repeats: int) -> float:
     """Median time of a step on the GPU, each from a cold cache.
 
-    The GPU sleeps first, so that all of a short step is queued before it begins. The cache is
-    filled by reading: what was written would have to be written back while the step runs. Python
-    collects no garbage meanwhile: after compilers have run, that takes long.
+    The GPU sleeps first, so that a short step is queued whole before it begins. The cache is filled
+    by reading, because written lines would be written back while the step runs. Garbage collection
+    is off: after compilers have run it takes long.
     """
     flush = torch.ones(2**26, device='cuda')
     events = []
@@ -145,21 +145,21 @@ def milliseconds(step: Callable[[], Any], repeats: int) -> float:
 
 
 def copy_bandwidth(repeats: int) -> float:
-    """Bytes read and written per second when memory is copied."""
+    """Bytes read and written per second by a copy in memory."""
     source = torch.empty(2**30, dtype=torch.int8, device='cuda')
     target = torch.empty_like(source)
     return 2 * source.numel() / milliseconds(lambda: target.copy_(source), repeats) * 1e3
 
 
 def with_gradients(attend: Callable[..., Tensor], maps: list[Tensor], cotangent: Tensor) -> list:
-    """Output, and the gradients of the maps."""
+    """The output, and the gradients of the maps."""
     maps = [x.detach().requires_grad_() for x in maps]
     out = attend(*maps)
     return [out.detach(), *torch.autograd.grad(out, maps, cotangent.to(out.dtype))]
 
 
 def parity(stage: Stage, dtype: torch.dtype) -> dict[str, list[float]]:
-    """Errors of output and dq, dk, dv against float64: of the kernels, and of the reference."""
+    """Errors of the kernels and of the reference against float64: output, dq, dk, dv."""
     maps, routes = stage.maps(4, dtype)
     cotangent = torch.randn_like(maps[0])
 
@@ -185,7 +185,7 @@ def ours(stage: Stage, routes: Tensor, backend: str) -> Callable[..., Tensor]:
 
 
 def gather(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
-    """The published formulation, with the copies into regions that it makes."""
+    """The published formulation, including its copies into regions."""
     options = stage.options()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def dense(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
 
 
 def flex(stage: Stage, routes: Tensor) -> Callable[..., Tensor]:
-    """FlexAttention on tokens sorted by region, so that whole blocks can be skipped."""
+    """FlexAttention on tokens sorted by region, so that it can skip whole blocks."""
     from torch._functorch import config
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -242,7 +242,7 @@ WAYS = {
 
 
 def time_attention(attend: Callable[..., Tensor], maps: list[Tensor], repeats: int) -> dict:
-    """Milliseconds forward and backward, and what a training pass adds to memory."""
+    """Milliseconds forward and backward, and the memory that a training pass adds."""
     maps = [x.detach().requires_grad_() for x in maps]
     with torch.no_grad():
         forward = milliseconds(lambda: attend(*maps), repeats)
@@ -260,10 +260,11 @@ def time_attention(attend: Callable[..., Tensor], maps: list[Tensor], repeats: i
 
 
 def measure_stage(stage: Stage, batch: int, bandwidth: float, repeats: int) -> dict[str, Any]:
-    """All candidates for a stage's attention in bfloat16, and the least that memory allows."""
+    """All candidates for a stage's attention in bfloat16, and the least time memory allows."""
     maps, routes = stage.maps(batch, torch.bfloat16)
     moved = maps[0].numel() * maps[0].element_size()
-    # Forward reads q, k, v and writes out; backward reads these and its gradient, writes three.
+    # Forward reads q, k, v and writes the output. Backward reads these four and the gradient of the
+    # output, and writes three gradients.
     rows = dict(floor=dict(forward_ms=4e3 * moved / bandwidth, backward_ms=8e3 * moved / bandwidth))
     for name, way in WAYS.items():
         rows[name] = attempt(lambda way=way: time_attention(way(stage, routes), maps, repeats))
@@ -277,7 +278,7 @@ def measure_stage(stage: Stage, batch: int, bandwidth: float, repeats: int) -> d
 
 
 def measure_flex(stage: Stage, batch: int, repeats: int) -> dict[str, float]:
-    """FlexAttention for a stage's attention; it is compiled first, which can take minutes."""
+    """FlexAttention for a stage's attention; compiling it first can take minutes."""
     maps, routes = stage.maps(batch, torch.bfloat16)
     return time_attention(flex(stage, routes), maps, repeats)
 
@@ -298,7 +299,7 @@ BLOCKS = 'Block', 'SwinTransformerBlock', 'ConvNeXtBlock'
 
 
 def compile_blocks(net: nn.Module) -> None:
-    """Have each block compiled; those of a stage are alike, so it takes a fraction of the time."""
+    """Compile each block; the blocks of a stage are alike, so this saves most of the time."""
     torch._dynamo.config.cache_size_limit = 64  # kinds of blocks, in training and inference
     for module in net.modules():
         if type(module).__name__ in BLOCKS:
@@ -306,11 +307,11 @@ def compile_blocks(net: nn.Module) -> None:
 
 
 def captured(step: Callable[[], Any]) -> Callable[[], None]:
-    """A step as a CUDA graph: all its kernels at once, without the processor."""
+    """A step as a CUDA graph: all its kernels are launched at once."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step()  # what is set up on the first call of a stream cannot be captured
+        step()  # what the first call on a stream sets up cannot be captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -321,8 +322,8 @@ def captured(step: Callable[[], Any]) -> Callable[[], None]:
 def time_network(name: str, batch: int, repeats: int, compiled: bool = False) -> dict[str, float]:
     """Images per second.
 
-    In training, without an optimizer, and inference under autocast, and with bfloat16 weights;
-    training under autocast and inference with bfloat16 weights also as CUDA graphs.
+    Timed are training under autocast without an optimizer, inference under autocast, and inference
+    with bfloat16 weights; the first and the last also as CUDA graphs.
     """
     net = make_network(name).train()
     if compiled:
@@ -364,7 +365,7 @@ NETWORKS = 'mmbiformer', 'convnext_base', 'swin_base_patch4_window7_224', 'publi
 def measure_networks(
     record: dict[str, Any], args: argparse.Namespace, mode: str, names: Sequence[str]
 ) -> None:
-    """Networks as they are, compiled, or in deterministic mode; adds a row for each."""
+    """Time networks plain, compiled or in deterministic mode; add a row for each."""
     for name in names:
         title = name if mode == 'plain' else f'{name}, {mode}'
         progress(title)
@@ -386,7 +387,7 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def show_parity(rows: dict[str, dict[str, Any]]) -> None:
-    """Print how far errors are from those of the reference in the same precision."""
+    """Print the errors beside those of the reference in the same precision."""
     print(f'\n{"errors against float64, out dq dk dv":44}')
     for name, row in rows.items():
         if 'error' in row:
@@ -404,11 +405,11 @@ def main() -> None:
     """Measure, print tables, write JSON."""
     args = parse_args()
     if not torch.cuda.is_available():
-        raise CommandError(
+        raise UserError(
             'this benchmark needs a CUDA GPU, and PyTorch finds none here; on CPU run  make bench'
         )
     torch.manual_seed(0)
-    # Without it cuBLAS refuses to be deterministic.
+    # cuBLAS refuses deterministic mode without this setting.
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     record: dict[str, Any] = dict(batch=args.batch, environment=environment())
     print(
@@ -451,7 +452,7 @@ def main() -> None:
 
 
 def keep(record: dict[str, Any], path: Path | None) -> None:
-    """Write what there is so far: time on a GPU can end at any moment."""
+    """Write all results so far: time on a GPU can end at any moment."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + '\n')

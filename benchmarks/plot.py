@@ -1,4 +1,4 @@
-"""Write docs/speed.md and its plots from the results that are there; what is missing is left out.
+"""Write docs/speed.md and its plots from the results of the benchmarks, as far as there are any.
 
 Example:
     python -m benchmarks.plot
@@ -14,8 +14,8 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import run_command
+from mmbiformer.commands.faults import run_command
+from mmbiformer.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 Results = dict[str, dict[str, Any]]
@@ -39,11 +39,11 @@ MODELS = dict(
     coco='BiFormer-S, 16x16 grid',
 )
 KEPT = """
-Much of what the published formulation takes, the system takes: glibc hands the memory of its large
-tensors back, and gets every page anew. "Memory kept" is under settings that keep it, `MALLOC_…`
-below; what is left of the difference is the arithmetic and the copies.
+The published formulation spends much of its time in the system: glibc gives the memory of large
+tensors back and must get every page again. "Memory kept" was measured with the settings `MALLOC_…`
+below, under which glibc keeps the memory. The difference that remains is arithmetic and copies.
 """
-# Of cpu.json as it was before sizes were written down.
+# Image size of results that do not say it.
 SIZE = [224, 224]
 
 
@@ -56,13 +56,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_results(folder: Path) -> Results:
-    """The records that there are, by command.
+    """Read the records that exist, by command.
 
     Args:
         folder: Where the benchmarks have written them.
 
     Raises:
-        CommandError: If there is none, one is no JSON, or one is no measurement.
+        UserError: If there are none, or one is not JSON or was written with --quick.
     """
     results = {}
     for name, file in FILES.items():
@@ -72,33 +72,33 @@ def read_results(folder: Path) -> Results:
         try:
             record = json.loads(path.read_text())
         except ValueError as error:
-            raise CommandError(f'{path} is no JSON: {error}') from error
+            raise UserError(f'{path} is not JSON: {error}; measure again') from error
         if record.get('quick'):
-            raise CommandError(f'{path} was written with --quick and measures nothing; remove it')
+            raise UserError(f'{path} was written with --quick and measures nothing; remove it')
         results[name] = record
     if not results:
-        raise CommandError(f'{folder} has no results; measure some with  make bench')
+        raise UserError(f'{folder} has no results; measure some with  make bench')
     return results
 
 
 def table(*rows: list[str]) -> str:
-    """Markdown, the first row as the head."""
+    """A Markdown table whose first row is the head."""
     rule = ['---'] * len(rows[0])
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (rows[0], rule, *rows[1:]))
 
 
 def seconds(value: float) -> str:
-    """Three digits, with the unit."""
+    """Seconds with three digits and the unit."""
     return f'{value:#.3g}'.rstrip('.') + ' s'
 
 
 def by(size: list[int]) -> str:
-    """A size as one writes it."""
+    """A size as text, such as 224x224."""
     return 'x'.join(map(str, size))
 
 
 def facts(name: str, results: Results) -> str:
-    """Under what a table was measured, and how to repeat it."""
+    """How a table was measured, and the command that repeats it."""
     record = results[name]
     repeats = record.get('repeats')
     timed = f'median of {repeats}, ' if repeats and repeats > 1 else ''
@@ -114,7 +114,7 @@ def facts(name: str, results: Results) -> str:
 
 
 def against_published(results: Results) -> list[tuple[str, str, str, float]]:
-    """What is measured, theirs and ours as text, and how many times less ours is."""
+    """Rows of: what is measured, theirs and ours as text, and how many times less ours is."""
     rows = []
     for name, model in MODELS.items():
         record = results.get(name)
@@ -135,7 +135,7 @@ def against_published(results: Results) -> list[tuple[str, str, str, float]]:
 
 
 def published_section(results: Results, folder: Path) -> str:
-    """Against the published formulations."""
+    """The section on the published formulations."""
     rows = against_published(results)
     if not rows:
         return ''
@@ -160,10 +160,10 @@ def published_section(results: Results, folder: Path) -> str:
     kept = KEPT if 'biformer_kept' in results else ''
     return f"""## Against the published formulations
 
-The authors' way to compute the same numbers, with the same weights, re-expressed in
-[gather_baseline.py](../benchmarks/gather_baseline.py): keys and values are gathered from maps
-expanded to every region, and layouts are made and unmade by copies. float32, in which rounding can
-tip a near-tie of two routes; in float64 the outputs are equal (`tests/test_benchmarks.py`).
+[gather_baseline.py](../benchmarks/gather_baseline.py) re-expresses how the authors compute the same
+outputs with the same weights: keys and values are gathered from maps that are expanded to every
+region, and copies turn maps into regions and back. All is float32. Rounding can then decide a
+near-tie between two routes; in float64 the outputs are equal (`tests/benchmarks/test_cpu.py`).
 {kept}
 ![Times less than the published formulation](speed/published.svg)
 
@@ -174,7 +174,7 @@ tip a near-tie of two routes; in float64 the outputs are equal (`tests/test_benc
 
 
 def rivals_section(results: Results, folder: Path) -> str:
-    """Against timm's models of the size."""
+    """The section on timm's models of the same size."""
     record = results.get('rivals')
     if record is None or 'forward' not in record['seconds']:
         return ''
@@ -192,8 +192,8 @@ def rivals_section(results: Results, folder: Path) -> str:
     )
     return f"""## Beside other backbones
 
-Without the classifier, forward, float32, batch {record['batch']}, channels last; the others are
-timm {record['timm']}'s.
+Forward without the classifier, float32, batch {record['batch']}, channels last. The others are from
+timm {record['timm']}.
 
 ![Images per second](speed/rivals.svg)
 
@@ -204,7 +204,7 @@ timm {record['timm']}'s.
 
 
 def grids_section(results: Results, folder: Path) -> str:
-    """Time over the size of the image."""
+    """The section on large images."""
     record = results.get('grids')
     if record is None or not record['seconds']:
         return ''
@@ -248,10 +248,10 @@ def grids_section(results: Results, folder: Path) -> str:
     return f"""## Large images
 
 BiFormer-S, one image, forward, float32. With a fixed grid the regions grow with the image, and
-attention becomes quadratic again; `region_grid='auto'` lets their number grow instead, with the
-cube root of the image's area (`mmbiformer.ops.auto_grid`), and is 7x7 at 224x224. Dense: all tokens
-attend to all in every stage. The last stage is dense in all of them. Settings `MALLOC_…` below keep
-memory between steps; as glibc's allocator comes, large images are slower whatever the grid.
+attention becomes quadratic again. `region_grid='auto'` lets their number grow instead, with the
+cube root of the image's area (`mmbiformer.ops.auto_grid`); at 224x224 it is 7x7. "Dense" means that
+all tokens attend to all in every stage. The last stage is dense in every column. The settings
+`MALLOC_…` below keep memory between steps; without them large images are slower with any grid.
 
 ![Seconds per megapixel](speed/grids.svg)
 
@@ -262,7 +262,7 @@ memory between steps; as glibc's allocator comes, large images are slower whatev
 
 
 def settings_section(results: Results, folder: Path) -> str:
-    """PyTorch's own switches."""
+    """The section on PyTorch's own switches."""
     body = []
     for name in ('deterministic', 'compile'):
         for row, times in results.get(name, {}).get('seconds', {}).items():
@@ -280,7 +280,7 @@ def settings_section(results: Results, folder: Path) -> str:
     )
     return f"""## Deterministic, compiled
 
-BiFormer-S at 224x224: `torch.use_deterministic_algorithms(True)` and `torch.compile`.
+BiFormer-S at 224x224 with `torch.use_deterministic_algorithms(True)` and with `torch.compile`.
 
 {table(['', 'without', 'with', 'speed-up'], *body)}
 
@@ -289,7 +289,7 @@ BiFormer-S at 224x224: `torch.use_deterministic_algorithms(True)` and `torch.com
 
 
 def export_section(results: Results, folder: Path) -> str:
-    """Files that run without this project."""
+    """The section on exported files."""
     record = results.get('export')
     if record is None:
         return ''
@@ -298,7 +298,7 @@ def export_section(results: Results, folder: Path) -> str:
     made = ['made in', '', *(f'{record["export_seconds"][name]:.0f} s' for name in others)]
     return f"""## Exported
 
-The backbone of BiFormer-S for images of {by(record['size'])}, forward, as files that run without
+Forward pass of BiFormer-S's backbone for images of {by(record['size'])}, as files that run without
 this project ([deployment.md](deployment.md)).
 
 {table(['images', f'PyTorch, {first}', *others], *rows, made)}
@@ -308,7 +308,7 @@ ONNX Runtime {record['onnxruntime']}; {facts('export', results)}
 
 
 def gpu_section(results: Results, folder: Path) -> str:
-    """The fused kernels, and networks, on a GPU."""
+    """The section on the fused kernels, and networks, on a GPU."""
     record = results.get('gpu')
     if record is None:
         return ''
@@ -349,22 +349,23 @@ def gpu_section(results: Results, folder: Path) -> str:
     notes = ''.join(f'- {note}.\n' for note in record.get('notes', []))
     return f"""## On a GPU
 
-Attention of BiFormer-S at 224x224, batch {record['batch']}, bfloat16, from a cold cache. Floor: the
-time that memory alone would take, each map read or written once at
-{record['copy_bytes_per_s'] / 1e12:.2f} TB/s, as fast as copying.
+Attention of BiFormer-S at 224x224, batch {record['batch']}, bfloat16, from a cold cache. The floor
+is the time that memory traffic alone would take: each map is read or written once at the speed of a
+copy, {record['copy_bytes_per_s'] / 1e12:.2f} TB/s.
 
 ![Time of attention](speed/gpu.svg)
 
 {table(head, *body)}
 
-Networks at 224x224, images per second: training, without an optimizer, and inference under autocast
-to bfloat16, and inference with bfloat16 weights; as CUDA graphs no processor can hold them up.
+Images per second of networks at 224x224. Training (without an optimizer) and inference run under
+autocast to bfloat16; two columns have bfloat16 weights. As CUDA graphs they do not wait for the
+processor.
 
 {table(['', *GPU_SPEEDS.values(), 'memory of training'], *networks)}
 
-{held} of {len(record['parity'])} comparisons with float64, shapes times precisions, of output and
-gradients were within twice the reference's error in that precision, and equal bit by bit in two
-runs.
+Output and gradients were compared with float64 in {len(record['parity'])} cases of shape and
+precision. In {held} of them the error was at most twice the reference's in that precision, and two
+runs were equal bit by bit.
 
 {notes}
 {known['gpu']}, torch {known['torch']}, Triton {known['triton']}, timm {known['timm']}, mmbiformer
@@ -383,13 +384,13 @@ GPU_SPEEDS = dict(
 
 
 def within_budget(row: dict[str, Any]) -> bool:
-    """Whether the kernels erred at most twice as much as the reference, and equally in two runs."""
+    """Whether errors are at most twice the reference's, and two runs are equal."""
     pairs = zip(row['triton'], row['reference'], strict=True)
     return row['equal_in_two_runs'] and all(found <= 2 * plain for found, plain in pairs)
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """The same file for the same numbers."""
+    """Save a plot; the same numbers give the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for axes in figure.axes:
         axes.spines[['top', 'right']].set_visible(False)
@@ -421,9 +422,9 @@ def write_page(results: Results, out: Path) -> str:
     sections = [section(results, out / 'speed') for section in SECTIONS]
     head = """# Speed
 
-Measured on CPU but for the last section; every ratio is of one run, its candidates timed in turns.
-`make bench` measures on it what takes minutes, `make bench-long` the rest, and both write this page
-anew (`python -m benchmarks.plot`), from the JSON files alone.
+All but the last section was measured on CPU. The candidates of a ratio took turns in one run.
+`make bench` measures on CPU what takes minutes, `make bench-long` the rest. Both write this page
+again from the JSON files (`python -m benchmarks.plot`).
 """
     page = '\n'.join([head, *filter(None, sections)])
     out.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,11 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
-    # LayerNorms do not decay; the BatchNorms of stem and downsampling and all biases do, as the
-    # authors' names had it.
+    # The authors exempt parameters with `norm` in their names. Those are the LayerNorms; the
+    # BatchNorms of stem and downsampling and all biases decay.
     paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )
-# MMEngine's warm-up reaches 1 one iteration early: with 501 it is 1 at iteration 500, as it was.
+# MMEngine's warm-up reaches 1 one iteration before its end: 501 gives 1 at iteration 500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),

@@ -1,4 +1,4 @@
-# The authors published no detector of this size: this is the recipe of S.
+# The authors published no detector of this size. The recipe is that of S.
 _base_ = 'maskrcnn_biformer_s_coco.py'
 
 model = dict(backbone=dict(arch='tiny'))

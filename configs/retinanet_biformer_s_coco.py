@@ -21,14 +21,14 @@ optim_wrapper = dict(
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
 )
-# MMEngine's warm-up reaches 1 one iteration early: with 501 it is 1 at iteration 500, as it was.
+# MMEngine's warm-up reaches 1 one iteration before its end: 501 gives 1 at iteration 500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
 
-# The host's test-time augmentation at the recipe's own size: flips.
+# The host's test-time augmentation at the recipe's own size, which leaves flips.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -1,8 +1,8 @@
 # RetinaNet, COCO 1x: 12 epochs, 1333x800, 8 GPUs x 2 images, fp16 with a static loss scale.
 _base_ = 'retinanet_biformer_s_coco.py'
 
-# As released: the pyramid starts at stride 4, the anchors are still those of strides 8 to 128.
-# BatchNorm is trained: the authors' models take `norm_eval`, but do nothing with it.
+# As released: the pyramid starts at stride 4, while the anchors keep strides 8 to 128. BatchNorm is
+# trained: the authors' models accept `norm_eval` and ignore it.
 model = dict(
     backbone=dict(
         type='mmbiformer.DeBiFormer',

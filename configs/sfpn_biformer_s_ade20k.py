@@ -1,6 +1,6 @@
 # Semantic FPN, ADE20K: 80k iterations, 512x512, 8 GPUs x 4 images, fp16 with a static loss scale.
-# 'mmseg::sem_fpn/…' by its path: MMEngine looks that up under the name mmsegmentation, which the
-# OneDL distribution does not have.
+# A path instead of 'mmseg::sem_fpn/…', for which MMEngine needs a distribution that is named
+# mmsegmentation. OneDL's has another name.
 _base_ = (
     __import__('mmseg').__path__[0] + '/.mim/configs/sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512.py'
 )
@@ -17,11 +17,11 @@ model = dict(
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-# The BatchNorms of the backbone too become SyncBN.
+# The BatchNorms of the backbone become SyncBN too.
 sync_bn = 'torch'
 
 train_dataloader = dict(batch_size=4)
-# After the resize both sides are aligned to multiples of 32.
+# After the resize both sides are enlarged to multiples of 32.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
@@ -31,7 +31,7 @@ test_pipeline = [
 ]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# Ratios of the test size; the host's own are ratios of the image.
+# The ratios are those of the test size; the host's own are those of the image.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -55,7 +55,7 @@ optim_wrapper = dict(
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4),
 )
-# MMEngine's warm-up reaches 1 one iteration early: with 1001 it is 1 at iteration 1000, as it was.
+# MMEngine's warm-up reaches 1 one iteration before its end: 1001 gives 1 at iteration 1000.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=1001),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-8, by_epoch=False, begin=0, end=80000),

@@ -2,7 +2,7 @@
 _base_ = 'sfpn_biformer_s_ade20k.py'
 
 model = dict(backbone=dict(type='mmbiformer.DeBiFormer'))
-# The BatchNorms of the backbone stay as they are; those of the head are SyncBN.
+# The backbone keeps BatchNorm; the head has SyncBN.
 sync_bn = None
 
 train_dataloader = dict(batch_size=2)

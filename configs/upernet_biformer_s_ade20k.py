@@ -1,6 +1,6 @@
 # UperNet, ADE20K: 160k iterations, 512x512, 8 GPUs x 2 images, fp16 with a static loss scale.
-# 'mmseg::upernet/…' by its path: MMEngine looks that up under the name mmsegmentation, which the
-# OneDL distribution does not have.
+# A path instead of 'mmseg::upernet/…', for which MMEngine needs a distribution that is named
+# mmsegmentation. OneDL's has another name.
 _base_ = (
     __import__('mmseg').__path__[0]
     + '/.mim/configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'
@@ -19,11 +19,11 @@ model = dict(
     decode_head=dict(in_channels=[64, 128, 256, 512]),
     auxiliary_head=dict(in_channels=256),
 )
-# The BatchNorms of the backbone too become SyncBN.
+# The BatchNorms of the backbone become SyncBN too.
 sync_bn = 'torch'
 
 train_dataloader = dict(batch_size=2)
-# Ratios of the test size; the host's own are ratios of the image.
+# The ratios are those of the test size; the host's own are those of the image.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -45,11 +45,12 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
-    # LayerNorms do not decay; the BatchNorms of stem, downsampling and heads and all biases do, as
-    # the authors' names had it.
+    # The authors exempt parameters with `norm` in their names. Those are the LayerNorms; the
+    # BatchNorms of stem, downsampling and heads and all biases decay.
     paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )
-# MMEngine's warm-up reaches 1, and its polynomial 0, one iteration early: hence one more.
+# MMEngine's warm-up reaches 1, and its polynomial 0, one iteration before the end. One more makes
+# up for it.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1501),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=160001),

@@ -1,4 +1,4 @@
-# As S, but with a dynamic loss scale.
+# S's recipe, with a dynamic loss scale.
 _base_ = 'upernet_debiformer_s_ade20k.py'
 
 model = dict(

@@ -1,12 +1,12 @@
 # UperNet, ADE20K: 160k iterations, 512x512, 8 GPUs x 2 images, fp16 with a static loss scale. The
-# drop path rate stands in a comment of the authors' model; their config leaves it out.
+# drop path rate is from a comment in the authors' model; their config does not set it.
 _base_ = 'upernet_biformer_s_ade20k.py'
 
 model = dict(backbone=dict(type='mmbiformer.DeBiFormer', drop_path_rate=0.3))
-# The BatchNorms of the backbone stay as they are; those of the heads are SyncBN.
+# The backbone keeps BatchNorm; the heads have SyncBN.
 sync_bn = None
 
-# After the resize both sides are aligned to multiples of 32.
+# After the resize both sides are enlarged to multiples of 32.
 align = dict(type='ResizeToMultiple', size_divisor=32)
 test_pipeline = [*_base_.test_pipeline[:2], align, *_base_.test_pipeline[2:]]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

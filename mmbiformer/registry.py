@@ -14,9 +14,9 @@ from mmengine.registry import Registry as MMEngineRegistry
 
 
 class Registry(MMEngineRegistry):
-    """A registry that finds its own entries whatever the default scope is.
+    """A registry that finds its own entries under any default scope.
 
-    MMEngine's asks the registry of the default scope instead of the one whose ``build`` is called.
+    MMEngine's registry would ask the registry of the default scope instead of itself.
     """
 
     def build(self, cfg: dict, *args: Any, **kwargs: Any) -> Any:
@@ -26,19 +26,14 @@ class Registry(MMEngineRegistry):
         return super().build(cfg, *args, **kwargs)
 
 
-MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmbiformer', locations=['mmbiformer.models']
-)
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmbiformer', locations=['mmbiformer.engine'])
-PARAM_SCHEDULERS = Registry(
-    'parameter scheduler',
-    parent=MMENGINE_PARAM_SCHEDULERS,
-    scope='mmbiformer',
-    locations=['mmbiformer.engine'],
-)
-OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
-    scope='mmbiformer',
-    locations=['mmbiformer.engine'],
+def _child(name: str, parent: MMEngineRegistry, *locations: str) -> Registry:
+    return Registry(name, parent=parent, scope='mmbiformer', locations=[*locations])
+
+
+# With the models comes the reader of their checkpoints.
+MODELS = _child('model', MMENGINE_MODELS, 'mmbiformer.models', 'mmbiformer.weights')
+HOOKS = _child('hook', MMENGINE_HOOKS, 'mmbiformer.engine')
+PARAM_SCHEDULERS = _child('parameter scheduler', MMENGINE_PARAM_SCHEDULERS, 'mmbiformer.engine')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(
+    'optimizer wrapper constructor', MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS, 'mmbiformer.engine'
 )

@@ -1,15 +1,16 @@
 """Settings of all tests."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from torch.utils.data import _utils
 
-# Of several workers (make test) none should be left alone with a file that takes a minute or two.
-LONGEST = 'distributed', 'triton', 'faults', 'checkpoint', 'configs', 'export', 'graphs'
+# PyTorch waits so many seconds for each worker of a data loader that is collected as garbage, as
+# those of the trainings in this process are.
+_utils.MP_STATUS_CHECK_INTERVAL = 0.5
 
-sys.path.insert(0, str(Path(__file__).parent))
+# Each worker takes one file after another. Those that take long come first, so that no worker is
+# left alone with one at the end.
+FIRST = 'test_distributed', 'test_triton', 'export/', 'integration/', 'tools/', 'configs/'
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,10 @@ def seed():
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest come first."""
-    order = {f'test_{name}.py': i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    """Sort the files."""
+
+    def position(item):
+        path = f'{item.path.parent.name}/{item.path.name}'
+        return next((i for i, part in enumerate(FIRST) if part in path), len(FIRST))
+
+    items.sort(key=position)

@@ -26,193 +26,110 @@ import torch
 from mmdet.structures.bbox import get_box_tensor
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.runner import load_checkpoint
 
-from mmbiformer.checkpoint import register_safe_loader
-from mmbiformer.datasets import make_shapes
-from mmbiformer.engine.checks import CommandError
-from mmbiformer.engine.command_line import run_command
-from mmbiformer.engine.files import write_figure
+from mmbiformer.commands.faults import run_command
+from mmbiformer.commands.runner import build_model
+from mmbiformer.errors import UserError
+from mmbiformer.files import write_figure
+from mmbiformer.shapes import make_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = np.array(plt.get_cmap('tab10').colors)
 PICTURES = 4
 MIN_SCORE = 0.5
 
-# Pictures --------------------------------------------------------------------------------------
-# Each function draws the ground truth and the prediction of one image into two axes.
 
-
-def draw_instances(above: plt.Axes, below: plt.Axes, image: np.ndarray, sample: Any) -> None:
+def draw_instances(axes: plt.Axes, image: np.ndarray, sample: Any, predicted: bool) -> None:
     """Outline the instances, or their boxes where the model gives no masks."""
-    found = sample.pred_instances
-    found = found[found.scores > MIN_SCORE]
-    truth = sample.gt_instances
-    for axes, instances in ((above, truth), (below, found)):
-        scores = [f' {score:.2f}' for score in instances.get('scores', [])]
-        scores = scores or [''] * len(instances)
-        axes.imshow(image, interpolation='nearest')
-        for i, label in enumerate(instances.labels.tolist()):
-            name = sample.classes[label] + scores[i]
-            if 'masks' in found:
-                outline_mask(axes, np.asarray(masks_of(instances)[i]), name, COLOURS[label])
-            else:
-                box = get_box_tensor(instances.bboxes)[i].tolist()
-                outline_box(axes, box, name, COLOURS[label])
-
-
-def masks_of(instances: Any) -> np.ndarray:
-    """Masks as booleans, whether they are the ground truth's or predicted."""
-    masks = instances.masks
-    return masks.cpu().numpy() if isinstance(masks, torch.Tensor) else masks.to_ndarray()
-
-
-def outline_mask(axes: plt.Axes, mask: np.ndarray, name: str, colour: np.ndarray) -> None:
-    """One instance as the outline of its mask."""
-    axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.5)
-    ys, xs = np.nonzero(mask)
-    if len(xs):
-        write(axes, xs.mean(), ys.mean(), name, colour)
-
-
-def outline_box(axes: plt.Axes, box: list[float], name: str, colour: np.ndarray) -> None:
-    """One instance as its box, (x0, y0, x1, y1) in pixels."""
-    left, top, right, bottom = box
-    axes.plot(
-        [left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, lw=1.5
-    )
-    write(axes, (left + right) / 2, top, name, colour)
+    axes.imshow(image, interpolation='nearest')
+    axes.autoscale(False)
+    instances = sample.pred_instances if predicted else sample.gt_instances
+    if predicted:
+        instances = instances[instances.scores > MIN_SCORE]
+    for i, label in enumerate(instances.labels.tolist()):
+        name, colour = sample.classes[label], COLOURS[label]
+        if predicted:
+            name += f' {instances.scores[i]:.2f}'
+        if 'masks' in sample.pred_instances:
+            masks = instances.masks  # the ground truth's are BitmapMasks
+            mask = masks[i].cpu().numpy() if torch.is_tensor(masks) else masks.to_ndarray()[i]
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.5)
+            if mask.any():
+                y, x = np.argwhere(mask).mean(0)
+                write(axes, x, y, name, colour)
+        else:
+            left, top, right, bottom = get_box_tensor(instances.bboxes)[i].tolist()
+            x, y = [left, right, right, left, left], [top, top, bottom, bottom, top]
+            axes.plot(x, y, color=colour, lw=1.5)
+            write(axes, (left + right) / 2, top, name, colour)
 
 
 def write(axes: plt.Axes, x: float, y: float, text: str, colour: Any) -> None:
-    """A small label on a coloured ground."""
-    axes.text(
-        x,
-        y,
-        text,
-        color='white',
-        fontsize=6,
-        ha='center',
-        va='center',
-        clip_on=True,
-        bbox=dict(facecolor=colour, alpha=0.75, lw=0, boxstyle='round,pad=0.15'),
-    )
+    """Write a small label on a coloured ground."""
+    box = dict(facecolor=colour, alpha=0.75, lw=0, boxstyle='round,pad=0.15')
+    style = dict(color='white', fontsize=6, ha='center', va='center', clip_on=True)
+    axes.text(x, y, text, bbox=box, **style)
 
 
-def draw_maps(above: plt.Axes, below: plt.Axes, image: np.ndarray, sample: Any) -> None:
+def draw_map(axes: plt.Axes, image: np.ndarray, sample: Any, predicted: bool) -> None:
     """Tint each pixel with its class; the background stays as it is."""
-    for axes, field in ((above, sample.gt_sem_seg), (below, sample.pred_sem_seg)):
-        labels = field.data[0].cpu().numpy()
-        painted = image / 255
-        shape = labels > 0
-        painted[shape] = 0.35 * painted[shape] + 0.65 * COLOURS[labels[shape] - 1]
-        axes.imshow(painted, interpolation='nearest')
-        for label in np.unique(labels[shape]):
-            ys, xs = np.nonzero(labels == label)
-            middle = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
-            write(axes, xs[middle], ys[middle], sample.classes[label], COLOURS[label - 1])
+    field = sample.pred_sem_seg if predicted else sample.gt_sem_seg
+    labels = field.data[0].cpu().numpy()
+    painted, shape = image / 255, labels > 0
+    painted[shape] = 0.35 * painted[shape] + 0.65 * COLOURS[labels[shape] - 1]
+    axes.imshow(painted, interpolation='nearest')
+    for label in np.unique(labels[shape]):
+        ys, xs = np.nonzero(labels == label)
+        middle = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+        write(axes, xs[middle], ys[middle], sample.classes[label], COLOURS[label - 1])
 
 
-def draw_label(above: plt.Axes, below: plt.Axes, image: np.ndarray, sample: Any) -> None:
-    """The class above the image; a wrong one in red."""
-    truth, found = int(sample.gt_label), int(sample.pred_label)
-    for axes, label, score in (
-        (above, truth, ''),
-        (below, found, f' {sample.pred_score.max():.2f}'),
-    ):
-        axes.imshow(image, interpolation='nearest')
-        colour = 'black' if label == truth else 'red'
-        axes.text(
-            0.98,
-            0.02,
-            sample.classes[label] + score,
-            transform=axes.transAxes,
-            color=colour,
-            ha='right',
-            va='bottom',
-            bbox=dict(facecolor='white', alpha=0.8, lw=0, boxstyle='round,pad=0.2'),
-        )
+def draw_label(axes: plt.Axes, image: np.ndarray, sample: Any, predicted: bool) -> None:
+    """Write the class into the image; a wrong one in red."""
+    axes.imshow(image, interpolation='nearest')
+    label = int(sample.pred_label if predicted else sample.gt_label)
+    text = sample.classes[label] + (f' {sample.pred_score.max():.2f}' if predicted else '')
+    box = dict(facecolor='white', alpha=0.8, lw=0, boxstyle='round,pad=0.2')
+    style = dict(transform=axes.transAxes, ha='right', va='bottom')
+    colour = 'black' if label == int(sample.gt_label) else 'red'
+    axes.text(0.98, 0.02, text, color=colour, bbox=box, **style)
 
 
 def draw_predictions(cfg: Config, checkpoint: Path, draw: Callable[..., None], out: Path) -> None:
-    """Ground truth above prediction for the first validation images.
+    """Draw the ground truth above the prediction for a few validation images.
 
     Args:
         cfg: The demo's config.
         checkpoint: The trained model.
-        draw: Draws one image twice, see above.
+        draw: Draws the ground truth or the prediction of one image, see above.
         out: File to draw into.
     """
-    init_default_scope(cfg.default_scope)
-    dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    model = MODELS.build(dict(cfg.model, data_preprocessor=preprocessor(cfg)))
+    model = build_model(cfg)
     load_checkpoint(model, str(checkpoint), map_location='cpu')
     model.eval()
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
     figure, axes = plt.subplots(
         2, PICTURES, figsize=(3.6 * PICTURES, 6.2), layout='constrained', squeeze=False
     )
     for column in range(PICTURES):
-        # The data set is in order of classes, if it is one of single shapes.
+        # Spread over the whole set, because that of single shapes is in order of classes.
         item = dataset[column * len(dataset) // PICTURES]
         with torch.no_grad():
             sample = model.test_step(pseudo_collate([item]))[0]
         sample.set_field(dataset.metainfo['classes'], 'classes', field_type='metainfo')
         truth = item['data_samples']
-        if 'gt_instances' in truth:  # the model has taken it out of its own
+        if 'gt_instances' in truth:  # the model has removed it from its own sample
             sample.gt_instances = truth.gt_instances
         image = mmcv.imread(truth.img_path, channel_order='rgb')
-        draw(axes[0, column], axes[1, column], image, sample)
+        for row in range(2):
+            draw(axes[row, column], image, sample, predicted=row == 1)
     for one in axes.flat:
         one.axis('off')
     axes[0, 0].set_title('ground truth', loc='left')
     axes[1, 0].set_title('prediction', loc='left')
     write_figure(out, figure, dpi=100)
-    plt.close(figure)
-
-
-def preprocessor(cfg: Config) -> dict | None:
-    """The data preprocessor, which MMPretrain's configs keep beside the model."""
-    return cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-
-
-# Curves ----------------------------------------------------------------------------------------
-
-
-def read_scalars(work_dir: Path, metric: str) -> tuple[list[dict], list[dict]]:
-    """Training and validation records of the latest run."""
-    path = max(work_dir.glob('*/vis_data/scalars.json'))
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    train = [record for record in records if 'loss' in record]
-    return train, [record for record in records if metric in record]
-
-
-def draw_curves(train: list[dict], val: list[dict], metrics: dict[str, str], out: Path) -> None:
-    """Losses over iterations beside the metrics."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
-    losses = [name for name in train[0] if 'loss' in name and 'rpn' not in name]
-    for name in losses[:4]:
-        left.plot([r['step'] for r in train], [r[name] for r in train], label=name)
-    left.set(xlabel='iteration', ylabel='loss', ylim=(0, None), title='training')
-    steps = [record['step'] for record in val]
-    for name, label in metrics.items():
-        right.plot(steps, [record[name] / scale(name) for record in val], 'o-', label=label)
-    unit = 'epoch' if steps[-1] < train[-1]['step'] else 'iteration'
-    right.set(xlabel=unit, ylim=(0, 1), title='validation', xticks=steps)
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
-    write_figure(out, figure, dpi=120)
-    plt.close(figure)
-
-
-def scale(metric: str) -> float:
-    """What a metric is at its best: COCO's are parts of one, the others' percent."""
-    return 1 if metric.startswith('coco/') else 100
-
-
-# Tasks -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -220,11 +137,11 @@ class Demo:
     """What one task shows.
 
     Attributes:
-        prefix: What the names of its configs begin with.
-        format: Format of its data, see ``mmbiformer/datasets/shapes_formats.py``.
+        prefix: Beginning of its configs' names.
+        format: Format of its data, see ``mmbiformer/shapes/formats.py``.
         images: Images to train and to validate on.
-        metrics: Names of the validation metrics and what to call them, the foremost first.
-        draw: Draws one image twice.
+        metrics: Names of the validation metrics and what to call them.
+        draw: Draws the ground truth or the prediction of one image.
     """
 
     prefix: str
@@ -241,13 +158,12 @@ TOP1 = {'accuracy/top1': 'top-1 accuracy'}
 DEMOS = {
     'maskrcnn': Demo('maskrcnn_', 'coco', (400, 80), MASKS, draw_instances),
     'retinanet': Demo('retinanet_', 'coco', (400, 80), BOXES, draw_instances),
-    'sfpn': Demo('sfpn_', 'ade20k', (400, 80), REGIONS, draw_maps),
-    'upernet': Demo('upernet_', 'ade20k', (400, 80), REGIONS, draw_maps),
+    'sfpn': Demo('sfpn_', 'ade20k', (400, 80), REGIONS, draw_map),
+    'upernet': Demo('upernet_', 'ade20k', (400, 80), REGIONS, draw_map),
     'classification': Demo('', 'imagenet', (7020, 700), TOP1, draw_label),
 }
 
-# Both have the same widths, so that necks and heads fit as they are. DeBiFormer routes to up to 49
-# regions.
+# Both have the same widths, so that necks and heads fit. DeBiFormer routes to up to 49 regions.
 DEBIFORMER = {'model.backbone.type': 'mmbiformer.DeBiFormer', 'model.backbone.region_grid': 7}
 BACKBONES = {'biformer_t': {}, 'debiformer_t': DEBIFORMER}
 
@@ -258,65 +174,74 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('task', nargs='?', choices=[*DEMOS], default='maskrcnn')
     parser.add_argument('--model', choices=[*BACKBONES], default='biformer_t')
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes (default: 0)')
-    args = parser.parse_args()
-    if args.seed < 0:
-        parser.error(f'--seed {args.seed} must be 0 or above')
-    return args
+    return parser.parse_args()
 
 
-def run(*command: str) -> None:
-    """Run one of the project's commands, its output shown as it comes."""
-    print('\n$ python ' + ' '.join(command), flush=True)
-    status = subprocess.run([sys.executable, *command]).returncode
+def run(*command: Any) -> None:
+    """Run one of the project's commands and show its output as it comes."""
+    text = 'python ' + ' '.join(map(str, command))
+    print(f'\n$ {text}', flush=True)
+    status = subprocess.run([sys.executable, *map(str, command)]).returncode
     if status:
-        raise CommandError(f'`python {" ".join(command)}` ended with status {status}; see above')
+        raise UserError(f'`{text}` ended with status {status}; see above')
 
 
 def main() -> None:
-    """Make the data, train, evaluate, draw, and say what to do next."""
+    """Make the data, train, evaluate, draw, and say what works next."""
     args = parse_args()
     demo = DEMOS[args.task]
     start = time.perf_counter()
+    started_in = Path.cwd()
     os.chdir(ROOT)  # the paths in the configs begin there
     config = f'configs/demo/{demo.prefix}biformer_t_shapes.py'
-    changes = BACKBONES[args.model]
     cfg = Config.fromfile(config)
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict(BACKBONES[args.model])
     data = Path(cfg.train_dataloader.dataset.data_root)
     work_dir = Path('work_dirs', 'demo', f'{demo.prefix}{args.model}_shapes')
 
     train_images, val_images = demo.images
     print(f'Synthetic shapes: {train_images} + {val_images} images in {data}')
     make_shapes(data, train_images, val_images, args.seed, overwrite=True, format=demo.format)
-    options = [f'{key}={value}' for key, value in changes.items()]
+    options = [f'{key}={value}' for key, value in BACKBONES[args.model].items()]
     options = ['--cfg-options', *options] if options else []
-    run('tools/train.py', config, '--work-dir', str(work_dir), *options)
-    name = Path((work_dir / 'last_checkpoint').read_text().strip()).name
-    checkpoint = work_dir / name
-    run('tools/test.py', config, str(checkpoint), '--work-dir', str(work_dir / 'test'), *options)
+    run('tools/train.py', config, '--work-dir', work_dir, *options)
+    checkpoint = work_dir / Path((work_dir / 'last_checkpoint').read_text().strip()).name
+    test = ['tools/test.py', config, checkpoint, *options]
+    run(*test, '--work-dir', work_dir / 'test')
+    run('tools/analysis_tools/plot_logs.py', work_dir)
+    draw_predictions(cfg, checkpoint, demo.draw, work_dir / 'predictions.png')
 
-    register_safe_loader()
-    curves, pictures = work_dir / 'curves.png', work_dir / 'predictions.png'
-    train, val = read_scalars(work_dir, next(iter(demo.metrics)))
-    draw_curves(train, val, demo.metrics, curves)
-    draw_predictions(cfg, checkpoint, demo.draw, pictures)
-    reached = ', '.join(
-        f'{label} {val[-1][name] / scale(name):.3f}' for name, label in demo.metrics.items()
-    )
+    tested = json.loads(max(work_dir.glob('test/*/*.json')).read_text())
+    # MMDetection gives no metrics if a model detects nothing.
+    found = {
+        label: tested[key] / scale(key) for key, label in demo.metrics.items() if key in tested
+    }
+    metrics = ', '.join(f'{label} {value:.3f}' for label, value in found.items())
+    minutes = (time.perf_counter() - start) / 60
     print(
-        f'\nDone in {(time.perf_counter() - start) / 60:.1f} min: {reached}\n'
-        f'  curves       {curves}\n'
-        f'  predictions  {pictures}\n'
+        f'\nDone in {minutes:.1f} min: {metrics}\n'
+        f'  curves       {work_dir}/curves.png\n'
+        f'  predictions  {work_dir}/predictions.png\n'
         f'  checkpoint   {checkpoint}\n'
-        'Next: train on your own data, see "Your own data" in README.md, or by the published '
-        f'recipe:\n  python tools/train.py configs/{recipe(demo, args.model)}.py'
+        'Next:'
+    )
+    if started_in != ROOT:
+        print(f'  cd {ROOT}')
+    if sys.prefix != sys.base_prefix:
+        environment = Path(sys.prefix)
+        if environment.is_relative_to(ROOT):
+            environment = environment.relative_to(ROOT)
+        print(f'  source {environment}/bin/activate')
+    print(
+        f'  python {" ".join(map(str, test))} --show-dir shown\n'
+        f'Your own data: start from {config} and docs/training.md.\n'
+        'The published recipes, several GPUs, export and more: docs/'
     )
 
 
-def recipe(demo: Demo, model: str) -> str:
-    """Name of the published recipe's config."""
-    data = 'in1k' if demo.format == 'imagenet' else demo.format
-    return f'{demo.prefix}{model.removesuffix("_t")}_s_{data}'
+def scale(metric: str) -> float:
+    """Best value of a metric: COCO's go to 1, the others are percentages."""
+    return 1 if metric.startswith('coco/') else 100
 
 
 if __name__ == '__main__':

@@ -13,19 +13,18 @@ from pathlib import Path
 
 import cv2
 
-from mmbiformer.datasets import FORMATS, ShapesSpec, make_shapes
-from mmbiformer.datasets.shapes import preview
-from mmbiformer.datasets.shapes_folder import format_summary, summarise
-from mmbiformer.datasets.shapes_formats import encode_image
-from mmbiformer.engine.checks import CommandError, check_writable
-from mmbiformer.engine.command_line import run_command
-from mmbiformer.engine.files import write_whole
+from mmbiformer.commands.faults import run_command
+from mmbiformer.errors import UserError
+from mmbiformer.files import write_whole
+from mmbiformer.shapes import FORMATS, ShapesSpec, format_summary, make_shapes, summarise
+from mmbiformer.shapes.images import encode_image
+from mmbiformer.shapes.preview import preview
 
 PREVIEW_SCENES = 12
 
 
 def _add_spec_options(parser: argparse.ArgumentParser) -> None:
-    """One option for every field of the spec, pairs taking two values."""
+    """One option for every field of the spec; pairs take two values."""
     group = parser.add_argument_group('images')
     for item in fields(ShapesSpec):
         pair = isinstance(item.default, tuple)
@@ -38,13 +37,12 @@ def _add_spec_options(parser: argparse.ArgumentParser) -> None:
             text if len(defaults) == 1 else f'{text} for {", ".join(names)}'
             for text, names in defaults.items()
         )
+        names = ('WIDTH', 'HEIGHT') if item.name == 'size' else ('LOW', 'HIGH')
         group.add_argument(
             f'--{item.name.replace("_", "-")}',
             type=type(item.default[0]) if pair else type(item.default),
             nargs=2 if pair else None,
-            metavar=(('WIDTH', 'HEIGHT') if item.name == 'size' else ('LOW', 'HIGH'))
-            if pair
-            else 'X',
+            metavar=names if pair else 'X',
             help=f'{item.metadata["help"]} (default: {default})',
         )
 
@@ -74,31 +72,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Make the set, or say that it is there already, and describe it."""
     args = parse_args()
-    if not Path(args.out).exists():  # what is there may be the very set, then nothing is written
-        check_writable(args.out, '--out')
-    if args.preview:
-        if Path(args.preview).is_dir():
-            raise CommandError(f'--preview {args.preview} is a folder; give FOLDER/NAME.png')
-        if not cv2.haveImageWriter(f'x{Path(args.preview).suffix}'):  # .png by itself has none
-            raise CommandError(
-                f'--preview {args.preview}: the name must end as that of a picture, e.g. in .png'
-            )
-        check_writable(str(Path(args.preview).parent), '--preview')
+    if args.preview and not cv2.haveImageWriter(f'x{Path(args.preview).suffix}'):
+        raise UserError(f'--preview {args.preview}: the name must end like a picture, e.g. in .png')
     layout = FORMATS[args.format]
     given = {item.name: getattr(args, item.name) for item in fields(ShapesSpec)}
-    try:
-        spec = replace(layout.spec, **{key: x for key, x in given.items() if x is not None})
-        start = time.perf_counter()
-        made = make_shapes(
-            args.out, args.train, args.val, args.seed, spec, args.overwrite, format=args.format
-        )
-    except (ValueError, FileExistsError) as error:
-        raise CommandError(error) from error
-    except OSError as error:
-        raise CommandError(
-            f'{args.out} cannot be written: {error.strerror or error}; make room or choose another '
-            '--out. What is there of the set is replaced when it is made again'
-        ) from error
+    spec = replace(layout.spec, **{key: x for key, x in given.items() if x is not None})
+    start = time.perf_counter()
+    made = make_shapes(
+        args.out, args.train, args.val, args.seed, spec, args.overwrite, format=args.format
+    )
     if made:
         print(f'made {args.out} in {time.perf_counter() - start:.1f} s')
     else:

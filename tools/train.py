@@ -7,35 +7,32 @@ Examples:
 
 import argparse
 
-from mmbiformer.engine.checks import check_data, check_training
-from mmbiformer.engine.command_line import (
-    add_common_options,
+from mmbiformer.commands.faults import run_command
+from mmbiformer.commands.options import add_run_options, load_config
+from mmbiformer.commands.preflight import check_data, claim_work_dir
+from mmbiformer.commands.runner import (
     build_runner,
-    check_record,
+    choose_checkpoint,
     drop_amp_without_gpu,
-    drop_sync_bn_without_gpu,
-    load_config,
-    make_resumable,
     random_weights_message,
-    run_command,
     use_pretrained,
 )
-from mmbiformer.engine.faults import faults_explained
+from mmbiformer.engine.hooks import SanityRunHook
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_common_options(parser)
+    add_run_options(parser)
     parser.add_argument(
-        '--pretrained', metavar='FILE', help="weights of the backbone; the authors' files will do"
+        '--pretrained', metavar='FILE', help="weights of the backbone, such as the authors' files"
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from CHECKPOINT, or without one from the latest in the work folder',
+        help='continue from CHECKPOINT, or from the latest one in the work folder',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -44,6 +41,11 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate by the total batch size over that of the recipe',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
+    parser.add_argument(
+        '--no-sanity-run',
+        action='store_true',
+        help='start without trying a training batch and two validation batches first',
+    )
     return parser.parse_args()
 
 
@@ -51,26 +53,23 @@ def main() -> None:
     """Build the runner from the config and train."""
     args = parse_args()
     cfg = load_config(args)
-    check_record(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:
         cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, enable=True)
-    check_training(cfg)
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    messages = make_resumable(cfg, args.resume)
-    splits = ('train',) if args.no_validate else ('train', 'val')
     use_pretrained(cfg, args.pretrained)
-    check_data(cfg, splits)
-    changes = [drop_amp_without_gpu(cfg), drop_sync_bn_without_gpu(cfg)]
-    runner = build_runner(cfg, splits)
-    for message in [*messages, *changes, random_weights_message(cfg)]:
-        if message:
-            runner.logger.warning(message)
-    with faults_explained(cfg, splits):
-        runner.train()
+    check_data(cfg, ('train', 'val'))
+    warnings = [claim_work_dir(cfg), *choose_checkpoint(cfg, args.resume)]
+    warnings += [drop_amp_without_gpu(cfg), random_weights_message(cfg)]
+    runner = build_runner(cfg)
+    if not args.no_sanity_run:
+        runner.register_hook(SanityRunHook())
+    for warning in filter(None, warnings):
+        runner.logger.warning(warning)
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -1,12 +1,13 @@
 # ImageNet-1K classification as DeiT trains: 224x224, 300 epochs, 8 GPUs x 128 images, fp16. The
-# files of the models say which one.
+# config of each model sets its arch, drop path rate and head.
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
 custom_imports = dict(imports=['mmbiformer.models'], allow_failed_imports=False)
-# As inherited, but whole: MMPretrain's browse_dataset stumbles over the mark of another's config.
+# The inherited setting, written out: inheritance adds a `_scope_` on which MMPretrain's
+# browse_dataset fails.
 visualizer = dict(
     _delete_=True, type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]
 )
@@ -22,7 +23,7 @@ model = dict(
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.0),
     ),
-    # One of the two for each batch, with equal chances.
+    # Each batch gets one of the two, with equal probability.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )
 
@@ -69,6 +70,6 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False)
 
-# The moving average is kept in the checkpoints; the published figures are those of the raw weights.
+# Checkpoints hold the moving average too. The published figures are those of the raw weights.
 custom_hooks = [dict(type='mmbiformer.SideEMAHook', momentum=4e-5, update_buffers=True)]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='auto'))

@@ -20,11 +20,11 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='RandomFlip', prob=[0.3, 0.3], direction=['horizontal', 'vertical']),
-            # Most shapes wear the hue of their class: with it alone 0.9 is reached, and no more.
+            # Most shapes have the hue of their class: hues alone would give an accuracy of 0.9.
             dict(
                 type='RandomApply',
-                # Any hue: by up to half the circle, and by half of it or not. Not by hue=0.5, which
-                # goes backwards too: there MMCV 2.1 fails with NumPy 2.
+                # Any angle: up to half the circle, then another half in half of the cases. hue=0.5
+                # would turn hues backwards too, where MMCV 2.1 fails with NumPy 2.
                 transforms=[
                     dict(type='ColorJitter', hue=(0.0, 0.5), backend='cv2'),
                     dict(

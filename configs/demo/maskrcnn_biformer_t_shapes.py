@@ -3,9 +3,9 @@ _base_ = ['../maskrcnn_biformer_t_coco.py', '_base_/shapes_coco.py']
 
 num_classes = len(_base_.shapes_metainfo['classes'])
 
-# The backbone is BiFormer-T as it is; neck and heads are trimmed to what 2 CPU cores train quickly.
-# A 7x7 grid on maps of 40x48 tokens. From random weights BatchNorm has to learn its statistics,
-# and many small steps learn more than few large ones.
+# The backbone is BiFormer-T; neck and heads are smaller, so that 2 CPU cores train them quickly.
+# The first stage has 40x48 tokens in a 7x7 grid. BatchNorm is trained because the weights start
+# random. Many small batches learn more than few large ones.
 channels = 96
 roi_layer = dict(sampling_ratio=2)
 model = dict(
@@ -42,7 +42,7 @@ optim_wrapper = dict(
     _delete_=True,
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=6e-4, weight_decay=0.05),
-    # The first fully connected layer has so many inputs that at the full rate its units die.
+    # The first fully connected layer has so many inputs that its units die at the full rate.
     paramwise_cfg=dict(
         custom_keys={'norm': dict(decay_mult=0.0), 'shared_fcs': dict(lr_mult=0.25)}
     ),

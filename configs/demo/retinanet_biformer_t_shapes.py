@@ -1,10 +1,10 @@
 # RetinaNet with BiFormer-T on synthetic shapes, 2 CPU cores, random weights.
 _base_ = ['../retinanet_biformer_t_coco.py', '_base_/shapes_coco.py']
 
-# The backbone is BiFormer-T as it is; neck and head are trimmed. Shapes are small and training is
-# short, so the finest map is used as well, with anchors from 16 pixels. Without norms the head's
-# weights, meant for 256 channels, would begin too small to learn quickly. Few shapes are long, and
-# each of three anchors a place sees more of them than each of nine or six.
+# The backbone is BiFormer-T; neck and head are smaller. Shapes are small and training is short, so
+# the finest map is used as well, with anchors from 16 pixels. The head has norms because its
+# initial weights are meant for 256 channels and would be too small for 64. Anchors are square
+# because few shapes are long: three anchors a place learn faster than nine.
 channels = 64
 model = dict(
     backbone=dict(region_grid=7, drop_path_rate=0.0, norm_eval=False, out_indices=(0, 1, 2, 3)),

@@ -1,7 +1,7 @@
 # Semantic FPN with BiFormer-T on synthetic shapes, 2 CPU cores, random weights.
 _base_ = ['../sfpn_biformer_t_ade20k.py', '_base_/shapes_ade20k.py']
 
-# The backbone is BiFormer-T as it is; neck and head are trimmed to what 2 CPU cores train quickly.
+# The backbone is BiFormer-T; neck and head are smaller, so that 2 CPU cores train them quickly.
 channels = 96
 model = dict(
     data_preprocessor=dict(size=_base_.shapes_crop),

@@ -1,13 +1,13 @@
 # UperNet with BiFormer-T on synthetic shapes, 2 CPU cores, random weights.
 _base_ = ['../upernet_biformer_t_ade20k.py', '_base_/shapes_ade20k.py']
 
-# The backbone is BiFormer-T as it is; the heads are trimmed to what 2 CPU cores train quickly.
+# The backbone is BiFormer-T; the heads are smaller, so that 2 CPU cores train them quickly.
 num_classes = len(_base_.shapes_classes)
 model = dict(
     data_preprocessor=dict(size=_base_.shapes_crop),
     backbone=dict(region_grid=(5, 6), drop_path_rate=0.0),  # divides the maps of all stages
-    # Pooled to 1x1, four images would be too few for the pyramid's BatchNorm. Most pixels are
-    # background, which counts less so that shapes are learnt soon.
+    # A scale of 1 would leave BatchNorm four values a channel, which is too few. Most pixels are
+    # background, which has less weight so that shapes are learnt sooner.
     decode_head=dict(
         channels=64,
         num_classes=num_classes,

@@ -1,1 +1,1 @@
-"""Doors for users of other libraries: import the module named like the library."""
+"""Our models under the names of other libraries: import the module named like the library."""

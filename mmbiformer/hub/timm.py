@@ -1,46 +1,82 @@
-"""Importing this makes ``timm.create_model('biformer_small')`` work, with ``features_only`` too."""
+"""Importing this makes ``timm.create_model('biformer_small')`` work, as timm's own models do."""
 
-from collections import OrderedDict
-from dataclasses import asdict, is_dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from mmengine.runner import CheckpointLoader, load_state_dict
+import torch
+from mmengine.runner import CheckpointLoader
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead
-from timm.models import FeatureInfo, register_model
+from timm.models import (
+    build_model_with_cfg,
+    clean_state_dict,
+    generate_default_cfgs,
+    load_pretrained,
+    register_model,
+)
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..checkpoint import RELEASED
-from ..models import BiFormer
-from ..safe_load import CheckpointError
+from ..errors import CheckpointError
+from ..models.base import families, listed
+from ..models.hierarchical import HierarchicalBackbone
+
+STEM = 'downsample_layers.0.0'
 
 
-class BiFormerClassifier(nn.Module):
-    """BiFormer with a classifier, as timm's models are.
+class HierarchicalClassifier(nn.Module):
+    """A backbone of ours with a classifier, as timm's models are.
+
+    Names of parameters are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and
+    ``head.fc.…``. With ``features_only=True`` timm gives the stages' maps as they are, as from its
+    own models: no norm follows, since those of the dense tasks are not trained on ImageNet.
+
+    Example:
+        >>> import timm, torch
+        >>> import mmbiformer.hub.timm
+        >>> net = timm.create_model('debiformer_tiny', features_only=True, out_indices=(1, 3))
+        >>> [tuple(each.shape) for each in net(torch.randn(2, 3, 64, 96))]
+        [(2, 128, 8, 12), (2, 512, 2, 3)]
 
     Args:
-        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'stl'`` or ``'stl_nchw'``.
+        family: The class of the backbone.
+        arch: Its arch.
         num_classes: Number of classes; 0 for pooled features. Defaults to 1000.
         global_pool: timm's name of the pooling, '' for none. Defaults to ``'avg'``.
         drop_rate: Dropout before the classifier. Defaults to 0.
-        **kwargs: Arguments of :class:`~mmbiformer.models.BiFormer`.
+        in_chans: Channels of the images. Defaults to 3.
+        device: Where the model goes. Defaults to None: as PyTorch says.
+        dtype: Its type. Defaults to None: as PyTorch says.
+        **kwargs: Arguments of the backbone, such as ``region_grid`` and ``drop_path_rate``.
     """
 
     def __init__(
         self,
+        family: type[HierarchicalBackbone],
         arch: str,
         num_classes: int = 1000,
         global_pool: str = 'avg',
         drop_rate: float = 0.0,
+        in_chans: int = 3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.backbone = BiFormer(arch, final_norm=True, **kwargs)
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = self.backbone.norm.num_features
+        self.backbone = family(arch, final_norm=True, in_channels=in_chans, **kwargs)
+        dims = self.backbone.arch['embed_dims']
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        self.feature_info = [
+            dict(num_chs=dim, reduction=4 * 2**i, module=f'backbone.stages.{i}')
+            for i, dim in enumerate(dims)
+        ]
+        self.to(device=device, dtype=dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the last map, (B, C, H / 32, W / 32), of images (B, 3, H, W)."""
+        """Compute the last map, (B, C, H / 32, W / 32), of images (B, in_chans, H, W)."""
         return self.backbone(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -48,8 +84,69 @@ class BiFormerClassifier(nn.Module):
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify images (B, 3, H, W)."""
+        """Classify images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Compute the maps of stages.
+
+        Args:
+            x: Images of shape (B, in_chans, H, W).
+            indices: Stages: the last n, a list of numbers, or None for all. Defaults to None.
+            norm: Whether the last stage's map passes the final norm. Defaults to False.
+            stop_early: Whether to leave out stages after the last that is asked for.
+            output_fmt: ``'NCHW'``.
+            intermediates_only: Whether to give the maps alone.
+
+        Returns:
+            list[Tensor] | tuple[Tensor, list[Tensor]]: The maps (B, C, H / s, W / s), or the final
+            map and they. Maps are contiguous.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'")
+        backbone, last = self.backbone, len(self.backbone.stages) - 1
+        taken, most = feature_take_indices(last + 1, indices)
+        x, maps = backbone.prepare(x), []
+        for i in range(most + 1 if stop_early else last + 1):
+            x = backbone.run_stage(i, x)
+            if i in taken:
+                maps.append((backbone.norm(x) if norm and i == last else x).contiguous())
+        if intermediates_only:
+            return maps
+        return (backbone.norm(x) if i == last else x).contiguous(), maps
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drop what the maps of these stages do not need; returns the stages' numbers.
+
+        Args:
+            indices: Stages: the last n, or a list of numbers.
+            prune_norm: Whether to drop the final norm.
+            prune_head: Whether to drop the classifier.
+        """
+        backbone = self.backbone
+        taken, most = feature_take_indices(len(backbone.stages), indices)
+        shorter = most + 1 < len(backbone.stages)
+        backbone.stages = backbone.stages[: most + 1]
+        backbone.downsample_layers = backbone.downsample_layers[: most + 1]
+        if prune_norm or shorter:
+            backbone.norm = nn.Identity()
+        self.num_features = self.head_hidden_size = self.feature_info[most]['num_chs']
+        if prune_head or shorter:
+            self.reset_classifier(0, '')
+        return taken
 
     def get_classifier(self) -> nn.Module:
         """Return the last layer."""
@@ -63,6 +160,7 @@ class BiFormerClassifier(nn.Module):
             global_pool: timm's name of the pooling. Defaults to None: as it is.
         """
         self.num_classes = num_classes
+        self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -86,116 +184,125 @@ class BiFormerClassifier(nn.Module):
         stages = r'^backbone\.(?:downsample_layers|stages)\.(\d+)'
         return dict(stem=r'^backbone\.downsample_layers\.0', blocks=stages if coarse else blocks)
 
+    def load_pretrained(self, checkpoint_path: str) -> None:
+        """Load a file: timm calls this for every ``file`` and ``url``.
 
-class BiFormerFeatures(BiFormer):
-    """BiFormer that gives a list of maps and says what they are in ``feature_info``, as in timm.
+        Our reader takes what is in the authors' files beside weights, which timm's refuses.
 
-    The maps pass a LayerNorm each, as those for dense tasks do.
+        Args:
+            checkpoint_path: An authors' file, one of ours, or one of mmpretrain or timm.
+
+        Raises:
+            CheckpointError: If its backbone does not fit this model.
+        """
+        path = str(checkpoint_path)
+        checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', logger='silent')
+        weights = clean_state_dict(checkpoint.get('state_dict', checkpoint))
+        load_pretrained(
+            self,
+            dict(self.pretrained_cfg, state_dict=weights),
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            filter_fn=partial(checkpoint_filter_fn, source=path),
+            strict=False,  # a backbone alone has no classifier; the filter checks the backbone
+        )
+
+
+def checkpoint_filter_fn(
+    state_dict: Mapping[str, Any],
+    model: HierarchicalClassifier,
+    source: str = 'the state dict',
+) -> dict[str, Any]:
+    """Give weights of a file the names of a model.
 
     Args:
-        arch: As of :class:`BiFormerClassifier`.
-        **kwargs: Arguments of :class:`~mmbiformer.models.BiFormer`, such as ``out_indices``.
+        state_dict: Names and tensors: the authors', ours, or those of a backbone alone.
+        model: The model.
+        source: Where they are from, for the message.
+
+    Returns:
+        dict[str, Any]: The same tensors, under ``backbone.…`` and ``head.fc.…``.
+
+    Raises:
+        CheckpointError: If the backbone does not fit the model.
     """
+    backbone = model.backbone
+    if backbone.is_released(state_dict):
+        state_dict = backbone.convert_released(state_dict)
+    if not any(name.startswith('backbone.') for name in state_dict):
+        state_dict = {
+            name if name.startswith('head.') else f'backbone.{name}': value
+            for name, value in state_dict.items()
+        }
+    given = {name.removeprefix('backbone.'): state_dict[name] for name in state_dict}
+    problems = backbone.problems_with(given)
+    if model.in_chans != 3:  # timm adapts the first convolution
+        problems = [each for each in problems if not each.startswith(f'{STEM}.weight is (')]
+    if problems:
+        family = type(backbone).__name__
+        raise CheckpointError(
+            f'{source} does not fit this {family}: {listed(problems)}. Choose the model of the '
+            'file or another file'
+        )
+    return dict(state_dict)
 
-    def __init__(self, arch: str, **kwargs: Any) -> None:
-        super().__init__(arch, **kwargs)
-        info = [
-            dict(num_chs=len(stage[0].norm1.weight), reduction=4 * 2**i, module=f'stages.{i}')
-            for i, stage in enumerate(self.stages)
-        ]
-        self.feature_info = FeatureInfo(info, self.out_indices)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute the maps (B, C, H / s, W / s) of images (B, 3, H, W)."""
-        return list(super().forward(x))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again in the backward pass, or keep what it computes."""
-        self.with_cp = enable
+def _cfg(family: type[HierarchicalBackbone], name: str, arch: str) -> dict[str, Any]:
+    """What timm is to know of a model's weights and the images that they expect."""
+    url = family.released.get(arch)
+    return dict(
+        # The authors' addresses all end alike, so timm is told the name for its cache.
+        url=(url, f'{name}_in1k.pth') if url else '',
+        num_classes=1000,
+        input_size=(3, 224, 224),
+        pool_size=(7, 7),
+        crop_pct=0.875,
+        interpolation='bicubic',
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        first_conv=f'backbone.{STEM}',
+        classifier='head.fc',
+        origin_url=family.authors_page,
+    )
 
 
 def _create(
+    family: type[HierarchicalBackbone],
     arch: str,
+    name: str,
     pretrained: bool = False,
-    features_only: bool = False,
-    pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
-    cache_dir: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a model; the unnamed arguments are what timm passes to every entry point.
-
-    With ``pretrained`` the weights are the authors', downloaded from their page into the folder of
-    ``torch.hub``, or those of ``pretrained_cfg_overlay=dict(file=...)`` or ``dict(url=...)``.
-
-    Raises:
-        ValueError: If other weights are asked for in a way that is not known here.
-    """
-    if pretrained_cfg and isinstance(pretrained_cfg, str):
-        raise ValueError(f"there are no weights {pretrained_cfg!r}; leave '.{pretrained_cfg}' out")
-    if is_dataclass(pretrained_cfg):  # timm's PretrainedCfg
-        pretrained_cfg = asdict(pretrained_cfg)
-    source = {**(pretrained_cfg or {}), **(pretrained_cfg_overlay or {})}
-    if features_only:
-        for name in ('num_classes', 'global_pool', 'drop_rate'):
-            kwargs.pop(name, None)
-    model = (BiFormerFeatures if features_only else BiFormerClassifier)(arch, **kwargs)
-    if pretrained:
-        for name in ('hf_hub_id', 'state_dict'):
-            if source.get(name):
-                raise ValueError(f'weights by {name} are not known here; give file or url')
-        if cache_dir:
-            raise ValueError(f'cache_dir={cache_dir!r} is not used; set TORCH_HOME to that folder')
-        path = source.get('file') or source.get('url') or RELEASED[arch]
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        versions = getattr(state_dict, '_metadata', {})
-        state_dict = {name.removeprefix('module.'): state_dict[name] for name in state_dict}
-        if not any(name.startswith('backbone.') for name in state_dict):  # a backbone alone
-            state_dict = {
-                name if name.startswith('head.') else f'backbone.{name}': value
-                for name, value in state_dict.items()
-            }
-        if 'backbone.stages.0.0.norm1.weight' not in state_dict:
-            raise CheckpointError(f'{path} holds no weights of a BiFormer; take another file')
-        own = model.state_dict()
-        for name in ('head.fc.weight', 'head.fc.bias'):
-            # A classifier of other classes stays new.
-            if name in state_dict and (
-                name not in own or own[name].shape != state_dict[name].shape
-            ):
-                del state_dict[name]
-        state_dict = OrderedDict(state_dict)
-        state_dict._metadata = {'backbone': versions.get('backbone') or versions.get('', {})}
-        load_state_dict(model, state_dict, strict=False)
-    return model
+    return build_model_with_cfg(
+        partial(HierarchicalClassifier, family, arch),
+        name,
+        pretrained,
+        pretrained_cfg_overlay=dict(pretrained_cfg_overlay or {}, custom_load=True),
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
+        **kwargs,
+    )
 
 
-@register_model
-def biformer_tiny(**kwargs: Any) -> nn.Module:
-    """BiFormer-T, 13.1 M parameters, 2.2 G MACs."""
-    return _create('tiny', **kwargs)
+def _entry_point(family: type[HierarchicalBackbone], arch: str, name: str) -> Any:
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(family, arch, name, pretrained, **kwargs)
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f'{family.__name__}, arch {arch!r}; see :class:`HierarchicalClassifier`.'
+    return create
 
 
-@register_model
-def biformer_small(**kwargs: Any) -> nn.Module:
-    """BiFormer-S, 25.5 M parameters, 4.5 G MACs."""
-    return _create('small', **kwargs)
-
-
-@register_model
-def biformer_base(**kwargs: Any) -> nn.Module:
-    """BiFormer-B, 56.8 M parameters, 9.8 G MACs."""
-    return _create('base', **kwargs)
-
-
-@register_model
-def biformer_stl(**kwargs: Any) -> nn.Module:
-    """BiFormer-STL, 28.4 M parameters, 4.6 G MACs."""
-    return _create('stl', **kwargs)
-
-
-@register_model
-def biformer_stl_nchw(**kwargs: Any) -> nn.Module:
-    """BiFormer-STL-nchw, 28.4 M parameters, 4.6 G MACs."""
-    return _create('stl_nchw', **kwargs)
+MODELS = {
+    f'{family.__name__.lower()}_{arch}': (family, arch)
+    for family in families()
+    if issubclass(family, HierarchicalBackbone)
+    for arch in family.archs
+}
+default_cfgs = generate_default_cfgs(
+    {f'{name}.in1k': _cfg(family, name, arch) for name, (family, arch) in MODELS.items()}
+)
+# timm takes one function for each model, and adds its name to __all__.
+for name, (family, arch) in MODELS.items():
+    globals()[name] = register_model(_entry_point(family, arch, name))

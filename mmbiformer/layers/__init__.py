@@ -7,6 +7,7 @@ from .full_attention import FullAttention
 from .linear import Linear
 from .mlp import MLP, ConvMLP
 from .norm import LayerNorm
+from .router import RegionRouter
 
 __all__ = [
     'MLP',
@@ -17,4 +18,5 @@ __all__ = [
     'FullAttention',
     'LayerNorm',
     'Linear',
+    'RegionRouter',
 ]

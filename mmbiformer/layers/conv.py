@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.regions import eager
+from ..ops.tracing import eager
 
-# On CPU the gradient of a depthwise kernel is fast up to so many columns, whatever the rows; one
-# more makes it ten times as slow.
+# On CPU the gradient of a depthwise kernel is fast for up to three columns and any number of rows.
+# A fourth column makes it ten times as slow.
 FAST_COLUMNS = 3
 
 
@@ -18,8 +18,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         dim: Channels, C.
-        kernel_size: Side of the (odd) square kernel, in tokens.
-        stride: Tokens from one output to the next. Defaults to 1, same size in and out.
+        kernel_size: Side of the square kernel, an odd number of tokens.
+        stride: Tokens from one output to the next. Defaults to 1, the same size in and out.
         bias: Whether to add a bias. Defaults to True.
     """
 
@@ -50,7 +50,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class _GradientInPieces(torch.autograd.Function):
-    """A depthwise convolution whose kernel gets its gradient a few columns at a time."""
+    """A depthwise convolution that computes its kernel's gradient a few columns at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,7 +66,7 @@ class _GradientInPieces(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             with torch.autocast('cpu', enabled=False):
-                # The same as PyTorch's, in half the time.
+                # The same bits as PyTorch's, in half the time.
                 grad_x = F.conv2d(grad, weight.flip(2, 3), padding=pad, groups=len(weight))
         return grad_x, *_kernel_gradient(grad, x, weight, ctx.needs_input_grad[2])
 
@@ -76,8 +76,9 @@ def _kernel_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of a kernel (C, 1, K, K) and its bias, in pieces of a few columns.
 
-    Columns from ``start`` on see the padded map moved by so many tokens. In memory that is one
-    tensor from an offset on: what wraps from row to row meets the zeros that widen ``grad``.
+    The columns from ``start`` on see the padded map moved by ``start`` tokens. In memory that is
+    the same tensor from an offset on. Tokens that wrap from one row to the next meet the zeros that
+    widen ``grad``.
     """
     batch, channels, height, width = x.shape
     side = weight.shape[3]
@@ -108,7 +109,7 @@ def _gradient(
     padding: tuple[int, int],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """PyTorch's gradients of a depthwise convolution: of map, kernel and bias."""
+    """PyTorch's gradients of a depthwise convolution, for map, kernel and bias."""
     channels = len(weight)
     return torch.ops.aten.convolution_backward(
         grad, x, weight, [channels], [1, 1], padding, [1, 1], False, [0, 0], channels, needed

@@ -1,4 +1,4 @@
-"""Deformable agent attention: a few agents look where it matters, all tokens look at them."""
+"""Deformable agent attention: a few agents sample the map, and all tokens attend to them."""
 
 from collections import OrderedDict
 
@@ -6,56 +6,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import (
-    agent_attention,
-    auto_grid,
-    check_backend,
-    num_regions,
-    route_regions,
-    routed_attention,
-)
-from ..ops.regions import ceil_div, crop, pad_to, with_symbols
-from .bra import check_topk, to_grid
+from ..ops import agent_attention, auto_grid, check_backend, routed_attention
+from ..ops.regions import ceil_div, crop
+from ..ops.tracing import with_symbols
 from .conv import DepthwiseConv2d
+from .grid import check_padding, check_topk, pad_to_grid, region_size, to_grid
 from .linear import Linear
 from .mlp import ConvMLP
-
-PADDINGS = ('input', 'mask')
+from .router import RegionRouter
 
 
 class DeformableAgentAttention(nn.Module):
     """Deformable agent bi-level routing attention (DeBiFormer, section 3).
 
-    Agents start from a coarse grid, move by offsets that a small network reads off the queries,
-    and sample the input where they arrive. They are the queries of bi-level routing attention:
-    regions of agents are routed to regions of the map. An MLP follows; then every token of the map
-    attends to all agents, with a bias by relative position. All as released; the quirks that the
-    comments name are explained at :class:`mmbiformer.models.DeBiFormer`.
+    Agents start from a coarse grid, and a small network computes their offsets from the queries.
+    They sample the input at their new positions. Then they are the queries of bi-level routing
+    attention: regions of agents are routed to regions of the map. An MLP follows. At last every
+    token of the map attends to all agents, with a bias by relative position. This is the released
+    code's behaviour; :class:`mmbiformer.models.DeBiFormer` explains the quirks that comments name.
 
-    ``grid_sample``, which samples the agents, has no deterministic backward pass on CUDA: under
-    ``torch.use_deterministic_algorithms(True)`` PyTorch refuses it there. All else has one.
+    ``grid_sample``, which samples the agents, has no deterministic backward pass on CUDA, so
+    PyTorch refuses it there under ``torch.use_deterministic_algorithms(True)``. Every other step
+    has one.
 
     Args:
         dim: Channels, C.
         num_heads: Number of attention heads.
         topk: Regions of the map that each region of agents is routed to.
-        num_groups: Groups of channels; each has agents' positions of its own.
+        num_groups: Groups of channels; agents have a position for each group.
         stride: Tokens per agent along each side.
         offset_kernel: Side of the offset network's kernel, in tokens.
-        table_size: Side of the query map that the bias table is made for, in tokens; at least 2.
+        table_size: Side of the query map that the bias table fits, in tokens, at least 2.
         mlp_ratio: Hidden width of the agents' MLP, in multiples of ``dim``. Defaults to 3.
-        region_grid: Regions per column and per row, of agents as of the map, an int or a pair, or
-            ``'auto'``: chosen for each map by :func:`mmbiformer.ops.auto_grid`, never finer than
-            the agents. Defaults to 7.
+        region_grid: Regions per column and per row, of agents as well as of the map, an int or a
+            pair. ``'auto'`` chooses a grid for each map by :func:`mmbiformer.ops.auto_grid`, never
+            finer than the agents. Defaults to 7.
         padding: ``'input'`` or ``'mask'``, see :class:`BiLevelRoutingAttention`. Under ``'mask'``
-            agents are not padded. Under it and with ``region_grid='auto'``, where the map has fewer
-            than ``topk`` regions all are routed to. Defaults to ``'input'``.
+            agents are not padded. Under ``'mask'`` or with ``region_grid='auto'``, a map with fewer
+            than ``topk`` regions is routed to all of them. Defaults to ``'input'``.
         backend: Backend of :func:`mmbiformer.ops.routed_attention`. Defaults to ``'auto'``.
 
     Raises:
-        ValueError: If ``dim`` or heads are no multiple of what divides them, a number is too
-            small, ``topk`` exceeds the regions of the grid, or ``padding`` or ``backend`` is
-            unknown.
+        ValueError: If ``dim`` is not a multiple of the heads or the heads not of the groups, if a
+            number is too small, if ``topk`` exceeds the regions of the grid, or if ``padding`` or
+            ``backend`` is unknown.
+
+    Attributes:
+        router (RegionRouter): The module that chooses the routes; a forward hook on it sees them.
+
+    Example:
+        >>> attention = DeformableAgentAttention(
+        ...     dim=64, num_heads=2, topk=4, num_groups=1, stride=8, offset_kernel=9, table_size=56
+        ... )
+        >>> attention(torch.randn(2, 56, 56, 64)).shape
+        torch.Size([2, 56, 56, 64])
     """
 
     def __init__(
@@ -75,20 +79,18 @@ class DeformableAgentAttention(nn.Module):
         super().__init__()
         if num_heads < 1 or dim % num_heads or num_groups < 1 or num_heads % num_groups:
             raise ValueError(
-                f'dim={dim} must be a multiple of num_heads={num_heads}, and that of '
-                f'num_groups={num_groups}'
+                f'dim={dim} must be a multiple of num_heads={num_heads}, and num_heads a multiple '
+                f'of num_groups={num_groups}'
             )
         if offset_kernel < 1 or offset_kernel % 2 == 0:
             raise ValueError(f'offset_kernel={offset_kernel} must be an odd number of tokens')
         if stride < 1 or table_size < 2:
             raise ValueError(f'stride={stride} must be positive, table_size={table_size} 2 or more')
-        if padding not in PADDINGS:
-            raise ValueError(f'padding={padding!r} is unknown; choose one of {list(PADDINGS)}')
+        check_padding(padding, ('input', 'mask'))
         check_backend(backend)
         self.region_grid = to_grid(region_grid)
         check_topk(topk, self.region_grid)
         self.num_heads = num_heads
-        self.topk = topk
         self.num_groups = num_groups
         self.stride = stride
         self.padding = padding
@@ -105,6 +107,7 @@ class DeformableAgentAttention(nn.Module):
             )
         )
         self.agent_query = Linear(dim, dim)
+        self.router = RegionRouter(topk, padding == 'mask' or self.region_grid == 'auto')
         self.lepe = DepthwiseConv2d(dim, 5, stride)
         self.agent_proj = Linear(dim, dim)
         self.agent_norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -140,7 +143,7 @@ class DeformableAgentAttention(nn.Module):
         agents = agents + self.agent_mlp(self.agent_norm1(agents))
         agents = self.agent_norm2(agents).flatten(1, 2)
 
-        # Cropping before the attention saves it the padded queries.
+        # Cropped before the attention, which works token by token.
         out = agent_attention(
             crop(q, height, width),
             self.agent_key(agents),
@@ -154,14 +157,14 @@ class DeformableAgentAttention(nn.Module):
         return self.proj(out)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Regions per column and per row of a map of so many tokens."""
+        """Regions per column and per row of a map of height x width tokens."""
         if self.region_grid != 'auto':
             return self.region_grid
         agents = ceil_div(height, self.stride), ceil_div(width, self.stride)
-        return auto_grid(agents, self.topk, (height, width))
+        return auto_grid(agents, self.router.topk, (height, width))
 
     def _positions(self, q: Tensor) -> Tensor:
-        """Where the agents go: (B, H, W, C) to (B, Ha, Wa, G * 2), downwards and to the right."""
+        """The agents' positions, down and to the right: (B, H, W, C) to (B, Ha, Wa, G * 2)."""
         q = q.unflatten(-1, (self.num_groups, -1)).movedim(3, 1)
         offset = self.offset(q.flatten(0, 1)).unflatten(0, q.shape[:2])  # (B, G, Ha, Wa, 1)
         # Half precision could not tell the tokens of a large map apart.
@@ -185,13 +188,9 @@ class DeformableAgentAttention(nn.Module):
 
     def _route(self, agents: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """Bi-level routing attention of the agents to the map."""
-        agent_region = region_size(agents, grid)
-        key_region = region_size(k, grid)
-        topk = self.topk
-        if self.padding == 'mask' or self.region_grid == 'auto':
-            rows, cols = num_regions(k.shape[1:3], key_region)
-            topk = min(topk, rows * cols)
-        routes = route_regions(agents, k, topk, agent_region, key_region)
+        agent_region = region_size(agents.shape[1:3], grid)
+        key_region = region_size(k.shape[1:3], grid)
+        routes = self.router(agents, k, agent_region, key_region)
         return routed_attention(
             agents,
             k,
@@ -206,24 +205,13 @@ class DeformableAgentAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f'num_heads={self.num_heads}, topk={self.topk}, num_groups={self.num_groups}, '
+            f'num_heads={self.num_heads}, num_groups={self.num_groups}, '
             f'region_grid={self.region_grid!r}, padding={self.padding!r}'
         )
 
 
-def region_size(x: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of a region of a map (B, H, W, C): the grid's share of it, rounded up."""
-    return tuple(ceil_div(n, regions) for n, regions in zip(x.shape[1:3], grid, strict=True))
-
-
-def pad_to_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Zero-pad a map (B, H, W, C) at the right and bottom to multiples of the grid."""
-    region = region_size(x, grid)
-    return pad_to(x, *(n * size for n, size in zip(grid, region, strict=True)))
-
-
 def span(steps: int, count: int, like: Tensor) -> Tensor:
-    """The first ``count`` of so many numbers from -1 to 1, both included; only -1 if it is one."""
+    """The first ``count`` of ``steps`` numbers from -1 to 1, both included; -1 if steps is 1."""
     # Not torch.linspace, which would fix the size of exported graphs.
     most = torch.sym_max(steps - 1, 1) if with_symbols() else max(steps - 1, 1)
     return torch.arange(count, dtype=like.dtype, device=like.device) * (2 / most) - 1

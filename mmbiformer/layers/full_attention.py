@@ -11,6 +11,9 @@ from .linear import Linear
 class FullAttention(nn.Module):
     """Attention among all tokens, with LePE (the authors' ``AttentionLePE``).
 
+    The depthwise convolution is named after what it reads: ``lepe`` reads the input and
+    ``value_lepe`` the values. So weights trained one way never load into a model of the other.
+
     Args:
         dim: Channels, C.
         num_heads: Number of heads. Defaults to 8, which the released models have at any width.
@@ -18,7 +21,7 @@ class FullAttention(nn.Module):
             ``'value'``, as in BiFormer-STL-nchw and the paper. Defaults to ``'input'``.
 
     Raises:
-        ValueError: If ``dim`` is no multiple of ``num_heads`` or ``lepe_source`` is unknown.
+        ValueError: If ``dim`` is not a multiple of ``num_heads`` or ``lepe_source`` is unknown.
     """
 
     def __init__(self, dim: int, num_heads: int = 8, lepe_source: str = 'input') -> None:
@@ -30,7 +33,10 @@ class FullAttention(nn.Module):
         self.num_heads = num_heads
         self.lepe_source = lepe_source
         self.qkv = Linear(dim, 3 * dim, bias=False)
-        self.lepe = DepthwiseConv2d(dim, 5)
+        if lepe_source == 'input':
+            self.lepe = DepthwiseConv2d(dim, 5)
+        else:
+            self.value_lepe = DepthwiseConv2d(dim, 5)
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,10 +49,13 @@ class FullAttention(nn.Module):
             Tensor: (B, H, W, C).
         """
         qkv = self.qkv(x)
-        lepe = self.lepe(x if self.lepe_source == 'input' else qkv.chunk(3, dim=-1)[2])
+        if self.lepe_source == 'input':
+            lepe = self.lepe(x)
+        else:
+            lepe = self.value_lepe(qkv.chunk(3, dim=-1)[2])
         q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, H * W, C / heads)
         return self.proj(add(out.transpose(1, 2).reshape_as(x), lepe))
 
     def extra_repr(self) -> str:
-        return f'num_heads={self.num_heads}, lepe_source={self.lepe_source!r}'
+        return f'num_heads={self.num_heads}'

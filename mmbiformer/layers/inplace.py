@@ -1,8 +1,8 @@
-"""Sums and activations that take no new memory in inference.
+"""Sums and activations that reuse memory in inference.
 
 On CPU the pages of a new large tensor cost more than the arithmetic that fills it. Backbones allow
-it with :func:`reused_memory` where nothing else can see the tensors: training and hooks may still
-need the old values.
+reuse with :func:`reused_memory` while nothing else can see the tensors. Training and hooks may
+still need the old values.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _allowed = threading.local()
 
 @contextlib.contextmanager
 def reused_memory() -> Iterator[None]:
-    """Let :func:`add` and :func:`gelu` reuse memory, in this thread and without gradients."""
+    """Let :func:`add` and :func:`gelu` reuse memory, in this thread and only without gradients."""
     before = getattr(_allowed, 'here', False)
     _allowed.here = True
     try:
@@ -28,11 +28,11 @@ def reused_memory() -> Iterator[None]:
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch; under :func:`reused_memory` in that of ``branch``, which must not be used again.
+    """x + branch; under :func:`reused_memory` it overwrites ``branch``.
 
     Args:
         x: Any tensor.
-        branch: Of the same shape.
+        branch: A tensor of the same shape, which the caller must not use again.
 
     Returns:
         Tensor: The sum.
@@ -41,13 +41,13 @@ def add(x: Tensor, branch: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU; under :func:`reused_memory` in that of ``x``, which must not be used again.
+    """GELU; under :func:`reused_memory` it overwrites ``x``.
 
     Args:
-        x: Any floating-point tensor.
+        x: Any floating-point tensor, which the caller must not use again.
 
     Returns:
-        Tensor: Of the shape and type of ``x``.
+        Tensor: The same shape and dtype.
     """
     return torch.ops.aten.gelu_(x) if _reuses() else F.gelu(x)
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.regions import exporting
+from ..ops.tracing import exporting
 
 FEW_TOKENS = 1024
 
@@ -12,9 +12,9 @@ FEW_TOKENS = 1024
 class Linear(nn.Linear):
     """``nn.Linear`` for maps of shape (B, H, W, C).
 
-    On CPU in float32 it runs as a 1x1 convolution: the same sums, but the bias is added on the way,
-    where ``nn.Linear`` first writes it over the whole output. For a few tokens a convolution would
-    take up to four times as long, most of it to lay out its weights anew.
+    On CPU in float32 it runs as a 1x1 convolution. The sums are the same, but the bias is added on
+    the way, while ``nn.Linear`` first writes it over the whole output. For a few tokens a
+    convolution would take up to four times as long, mostly to rearrange its weights.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` that under autocast on a GPU leaves maps in half precision.
+    """``nn.LayerNorm`` that keeps maps in half precision under autocast on a GPU.
 
-    Autocast would copy them to float32, and what comes out back again for the linear layer that
-    follows. Means and variances are computed in float32 either way. (On CPU PyTorch would sum
-    gradients in half precision, so there nothing changes.)
+    Autocast would copy its input to float32, and its output back for the linear layer that follows.
+    Means and variances are computed in float32 either way. On CPU nothing changes, because PyTorch
+    would sum gradients in half precision there.
     """
 
     def forward(self, x: Tensor) -> Tensor:

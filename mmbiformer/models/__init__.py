@@ -1,10 +1,10 @@
-"""Backbones, one a file; needs torch, mmengine and timm only."""
+"""Backbones, one family a file; needs torch, mmengine, timm and safetensors only."""
 
-from ..checkpoint import register_safe_loader
+from ..registry import MODELS
 from .biformer import BiFormer
 from .debiformer import DeBiFormer
 
 __all__ = ['BiFormer', 'DeBiFormer']
 
-# Whoever builds a model of ours, by whatever tool, loads files through our loader.
-register_safe_loader()
+# Our reader of checkpoints, which stands on the models: whoever has them has it too.
+MODELS.import_from_location()

@@ -1,22 +1,17 @@
 """BiFormer: a four-stage vision transformer with bi-level routing attention (CVPR 2023)."""
 
-from collections.abc import Sequence
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..checkpoint import LEPE_VERSIONS
 from ..layers import MLP, BiLevelRoutingAttention, FullAttention
-from ..layers.bra import to_grid
+from ..layers.grid import to_grid
 from ..registry import MODELS
-from .hierarchical import (
-    HEAD_DIM,
-    NORM_EPS,
-    Block,
-    HierarchicalBackbone,
-    check_arch,
-    conv_downsample,
-)
+from .base import rename
+from .hierarchical import HEAD_DIM, Block, HierarchicalBackbone, Stage, check_arch
 
 STL = dict(depths=(2, 2, 6, 2), embed_dims=(96, 192, 384, 768), mlp_ratio=4, layout='swin')
 ARCHS: dict[str, dict[str, Any]] = {
@@ -27,6 +22,26 @@ ARCHS: dict[str, dict[str, Any]] = {
     'stl_nchw': dict(STL, lepe_source='value', padding='projected'),
 }
 ARCH_DEFAULTS = dict(topks=(1, 4, 16, None), layout='conv', lepe_source='input', padding='input')
+
+# The authors' ImageNet-1K weights, as their page lists them.
+SHARES = dict(
+    tiny='s!AkBbczdRlZvChHEOoGkgwgQzEDlM',
+    small='s!AkBbczdRlZvChHDyM-x9KWRBZ832',
+    base='s!AkBbczdRlZvChHI_XPhoadjaNxtO',
+    stl='s!AkBbczdRlZvChSf-m7ujkvx9lIQ1',
+    stl_nchw='s!AkBbczdRlZvChWYrKbWbMgqd2Ai0',
+)
+# The authors' names, and ours.
+RELEASED_NAME = re.compile(r'stages\.\d+\.(?:blocks\.)?\d+\.mlp\.0\.weight')
+RENAMES = (
+    (r'^(stages\.\d+)\.blocks\.', r'\1.'),
+    (r'\.attn\.(?:qkv\.qkv|qkv_linear)\.', '.attn.qkv.'),
+    (r'\.attn\.(?:wo|output_linear)\.', '.attn.proj.'),
+    (r'\.mlp\.0\.', '.mlp.fc1.'),
+    (r'\.mlp\.[23]\.', '.mlp.fc2.'),
+    (r'^extra_norms\.(\d)\.', r'norm\1.'),
+    (r'^head\.(weight|bias)$', r'head.fc.\1'),
+)
 
 
 @MODELS.register_module()
@@ -40,13 +55,20 @@ class BiFormer(HierarchicalBackbone):
     For dense tasks (the default) the map of each stage in ``out_indices`` passes a LayerNorm of its
     own. For classification set ``final_norm=True``: the backbone then has the final BatchNorm
     instead and gives the last map only. Stages after the last of ``out_indices`` are not built, so
-    no parameter goes unused.
+    every parameter is used.
 
-    Images may be as small as one pixel with the layout ``'conv'``. Patches are not padded by the
-    layout ``'swin'``, so 32 pixels a side are the least for all four maps (16 for three, and so
-    on). Under ``padding='projected'`` each map must be at least as large as the grid: 112 pixels a
-    side for ``'stl_nchw'`` at 7x7. Training with BatchNorm needs, as everywhere, more than one
-    position in the last map or more than one image.
+    Images may be as small as one pixel with the layout ``'conv'``. The layout ``'swin'`` does not
+    pad its patches and needs 32 pixels a side for all four maps (16 for three, and so on). Under
+    ``padding='projected'`` each map must be at least as large as the grid: 112 pixels a side for
+    ``'stl_nchw'`` at 7x7. Training with BatchNorm needs more than one position in the last map or
+    more than one image.
+
+    Example:
+        >>> import torch
+        >>> from mmbiformer.models import BiFormer
+        >>> maps = BiFormer('tiny')(torch.randn(2, 3, 224, 224))
+        >>> [tuple(each.shape) for each in maps]
+        [(2, 64, 56, 56), (2, 128, 28, 28), (2, 256, 14, 14), (2, 512, 7, 7)]
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'stl'``, ``'stl_nchw'``, or a dict of
@@ -68,9 +90,9 @@ class BiFormer(HierarchicalBackbone):
             for ImageNet, 8 for ADE20K, 16 for COCO. ``'auto'`` chooses for each map, so that the
             routed stages' time per pixel grows slowly: 7 at 224x224, rectangular grids for
             rectangular maps; see :func:`mmbiformer.ops.auto_grid`. No published figure was
-            obtained with it. Graphs are of one size then: ``torch.compile`` makes one for each,
-            of 8 at most (``torch._dynamo.config.recompile_limit``), and ``torch.export`` refuses
-            dynamic sizes. Defaults to 7.
+            obtained with it. ``torch.compile`` then makes one graph for each size, and 8 at most
+            (``torch._dynamo.config.recompile_limit``); ``torch.export`` refuses dynamic sizes.
+            Defaults to 7.
         out_indices: Stages whose maps are returned, from 0. Defaults to None: all for dense tasks,
             the last with ``final_norm``.
         final_norm: Whether to end in the BatchNorm that the classification head expects.
@@ -86,6 +108,7 @@ class BiFormer(HierarchicalBackbone):
         norm_eval: Whether BatchNorm stays in eval mode while training. Defaults to False.
         with_cp: Whether to recompute blocks in the backward pass to save memory. Defaults to False.
         backend: Backend of :func:`mmbiformer.ops.routed_attention`. Defaults to ``'auto'``.
+        in_channels: Channels of the images. Defaults to 3.
         init_cfg: MMEngine's initialization config; ``dict(type='Pretrained', checkpoint=FILE)``
             takes the authors' released files as they are. Defaults to None: truncated normal 0.02
             for linear layers, PyTorch's default for convolutions, as the authors.
@@ -93,6 +116,13 @@ class BiFormer(HierarchicalBackbone):
     Raises:
         ValueError: If an argument does not fit. In ``forward``: if the images are too small.
     """
+
+    archs = ARCHS
+    released = {
+        arch: f'https://api.onedrive.com/v1.0/shares/{share}/root/content'
+        for arch, share in SHARES.items()
+    }
+    authors_page = 'https://github.com/rayleizhu/BiFormer'
 
     def __init__(
         self,
@@ -106,53 +136,96 @@ class BiFormer(HierarchicalBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         backend: str = 'auto',
+        in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         arch = check_arch(arch, ARCHS, {'depths', 'embed_dims', 'mlp_ratio'}, ARCH_DEFAULTS)
         if arch['layout'] not in ('conv', 'swin'):
             raise ValueError(f"layout={arch['layout']!r} must be 'conv' or 'swin'")
-        conv = arch['layout'] == 'conv'
-
-        def build_stage(i: int, drop_paths: list[float]) -> tuple[nn.Module, list[nn.Module]]:
-            dim, topk = arch['embed_dims'][i], arch['topks'][i]
-            in_dim = arch['embed_dims'][i - 1] if i else 3
-            blocks = []
-            for drop_path in drop_paths:
-                if topk is None:
-                    attn = FullAttention(dim, lepe_source=arch['lepe_source'])
-                else:
-                    attn = BiLevelRoutingAttention(
-                        dim,
-                        num_heads=dim // HEAD_DIM,
-                        topk=topk,
-                        region_grid=region_grid,
-                        padding=padding or arch['padding'],
-                        backend=backend,
-                    )
-                mlp = MLP(dim, int(arch['mlp_ratio'] * dim))
-                blocks.append(Block(dim, attn, mlp, pos_embed=conv, drop_path=drop_path))
-            return (conv_downsample if conv else _swin_downsample)(in_dim, dim, i), blocks
-
+        padding = padding or arch['padding']
         super().__init__(
-            arch['depths'],
-            arch['embed_dims'],
-            build_stage,
-            NORM_EPS,
-            out_indices,
-            final_norm,
-            drop_path_rate,
-            frozen_stages,
-            norm_eval,
-            with_cp,
-            init_cfg,
+            arch=arch,
+            stage_options=dict(region_grid=region_grid, padding=padding, backend=backend),
+            out_indices=out_indices,
+            final_norm=final_norm,
+            drop_path_rate=drop_path_rate,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            in_channels=in_channels,
+            init_cfg=init_cfg,
         )
-        for module in self.modules():
-            if isinstance(module, FullAttention):
-                self._version = LEPE_VERSIONS[module.lepe_source]
-        self.min_size = _min_size(
-            arch, to_grid(region_grid), padding or arch['padding'], len(self.stages)
-        )
+        self.min_size = _min_size(arch, to_grid(region_grid), padding, len(self.stages))
         self.apply(_init_weights)
+
+    def build_stage(self, index: int, drop_paths: list[float], **options: Any) -> Stage:
+        return BiFormerStage(
+            self.arch['embed_dims'][index],
+            topk=self.arch['topks'][index],
+            mlp_ratio=self.arch['mlp_ratio'],
+            lepe_source=self.arch['lepe_source'],
+            pos_embed=self.arch['layout'] == 'conv',
+            drop_paths=drop_paths,
+            **options,
+        )
+
+    def build_downsample(self, index: int) -> nn.Module:
+        if self.arch['layout'] == 'conv':
+            return super().build_downsample(index)
+        dim, in_dim = self.arch['embed_dims'][index], self.in_dim(index)
+        if index > 0:  # patch merging
+            return nn.Sequential(nn.BatchNorm2d(in_dim), nn.Conv2d(in_dim, dim, 2, 2))
+        return nn.Sequential(nn.Conv2d(in_dim, dim, 4, 4), nn.BatchNorm2d(dim))
+
+    @staticmethod
+    def is_released(names: Iterable[str]) -> bool:
+        return any(map(RELEASED_NAME.fullmatch, names))
+
+    @staticmethod
+    def convert_released(weights: Mapping[str, Tensor]) -> 'OrderedDict[str, Tensor]':
+        renames = RENAMES
+        if any('.attn.qkv_linear.' in name for name in weights):  # STL-nchw
+            full = '|'.join(
+                re.escape(name.removesuffix('qkv.weight'))
+                for name in weights
+                if name.endswith('.attn.qkv.weight')
+            )
+            renames = ((rf'^({full})lepe\.', r'\1value_lepe.'), *RENAMES)
+        return rename(weights, renames)
+
+
+class BiFormerStage(Stage):
+    """Blocks of BiFormer on maps of one size.
+
+    Args:
+        dim: Channels, C.
+        topk: Routed regions; None for full attention.
+        mlp_ratio: Hidden width of the MLPs, in multiples of ``dim``.
+        lepe_source: What the LePE of full attention convolves, ``'input'`` or ``'value'``.
+        pos_embed: Whether blocks begin with a depthwise convolution.
+        drop_paths: Stochastic depth rates, one a block.
+        **routing: ``region_grid``, ``padding`` and ``backend`` of
+            :class:`~mmbiformer.layers.BiLevelRoutingAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        topk: int | None,
+        mlp_ratio: float,
+        lepe_source: str,
+        pos_embed: bool,
+        drop_paths: list[float],
+        **routing: Any,
+    ) -> None:
+        blocks = []
+        for drop_path in drop_paths:
+            if topk is None:
+                attn = FullAttention(dim, lepe_source=lepe_source)
+            else:
+                attn = BiLevelRoutingAttention(dim, num_heads=dim // HEAD_DIM, topk=topk, **routing)
+            blocks.append(Block(dim, attn, MLP(dim, int(mlp_ratio * dim)), pos_embed, drop_path))
+        super().__init__(blocks)
 
 
 def _min_size(
@@ -169,13 +242,6 @@ def _min_size(
         # Convolutions round up, patches down.
         sides.append(max(stride * (n - 1) + 1 if conv else stride * n for stride, n in least))
     return tuple(sides)
-
-
-def _swin_downsample(in_dim: int, dim: int, stage: int) -> nn.Sequential:
-    """Patch embedding by 4 (stage 0), patch merging by 2 after it."""
-    if stage > 0:
-        return nn.Sequential(nn.BatchNorm2d(in_dim), nn.Conv2d(in_dim, dim, 2, 2))
-    return nn.Sequential(nn.Conv2d(in_dim, dim, 4, 4), nn.BatchNorm2d(dim))
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -1,20 +1,19 @@
-"""What the four-stage backbones share: blocks, downsampling, and the contract with the hosts."""
+"""What backbones share that give maps of several sizes: blocks, stages and downsampling."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import adapt_backbone_state, named
 from ..layers import DepthwiseConv2d, LayerNorm
 from ..layers.inplace import add, reused_memory
-from ..ops.regions import ceil_div, eager
+from ..ops.regions import ceil_div
+from ..ops.tracing import eager
+from .base import Backbone, drop_path_rates
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
@@ -53,94 +52,145 @@ class Block(nn.Module):
         return add(x, self.drop_path(self.mlp(self.norm2(x))))
 
 
-class HierarchicalBackbone(BaseModule):
-    """Stages of blocks on channels-last maps, each after a downsampling layer.
+class Stage(nn.Sequential):
+    """Blocks on maps of one size.
 
-    A model passes its arch and how it builds a stage; the other arguments are those of every
-    backbone here, see :class:`~mmbiformer.models.BiFormer`.
+    A family's stage builds its blocks itself and passes them on.
 
     Args:
-        depths: Drop path rates per stage; they rise linearly over all of them.
-        embed_dims: Channels per stage.
-        build_stage: From a stage's number and drop path rates to its downsampling layer, on NCHW
-            maps, and its blocks, on channels-last maps. Not called for stages after the last of
-            ``out_indices``.
-        map_norm_eps: Epsilon of the norms of the returned maps.
+        blocks: Modules on channels-last maps.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__(*blocks)
+
+    def forward(self, x: Tensor, with_cp: bool = False) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            x: Map of shape (B, H, W, C).
+            with_cp: Whether to recompute blocks in the backward pass. Defaults to False.
+
+        Returns:
+            Tensor: (B, H, W, C).
+        """
+        if not spares_memory(self, x):
+            for block in self:
+                if with_cp and x.requires_grad:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+            return x
+        # A few images at a time; nothing in a block mixes them.
+        images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
+        # Parts of one size: a small last part would leave threads idle.
+        parts = x.tensor_split(max(1, ceil_div(len(x), images)))
+        with reused_memory():
+            parts = [super(Stage, self).forward(part) for part in parts]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class HierarchicalBackbone(Backbone):
+    """Stages of blocks on channels-last maps, each after a downsampling layer.
+
+    A family defines :meth:`build_stage`. Stages after the last of ``out_indices`` are not built.
+    The arguments that users pass are explained at :class:`~mmbiformer.models.BiFormer`.
+
+    Args:
+        arch: The settings of the family, complete, with ``depths`` and ``embed_dims``: numbers to
+            raise the stochastic depth by, and channels, one entry a stage.
+        stage_options: More keyword arguments for :meth:`build_stage`.
         out_indices: Stages whose maps are returned.
         final_norm: Whether to end in the BatchNorm that the classification head expects.
         drop_path_rate: Stochastic depth of the last block.
         frozen_stages: Stages to freeze.
         norm_eval: Whether BatchNorm stays in eval mode while training.
         with_cp: Whether to recompute blocks in the backward pass.
+        in_channels: Channels of the images.
         init_cfg: MMEngine's initialization config.
 
     Raises:
         ValueError: If an argument does not fit. In ``forward``: if the images are too small.
 
     Attributes:
-        min_size (tuple[int, int]): Height and width of the smallest images, in pixels. A model that
-            needs more than one pixel sets it.
+        map_norm_eps (float): Epsilon of the norms of the returned maps.
     """
 
-    min_size = (1, 1)
+    map_norm_eps = NORM_EPS
 
     def __init__(
         self,
-        depths: Sequence[int],
-        embed_dims: Sequence[int],
-        build_stage: Callable[[int, list[float]], tuple[nn.Module, Iterable[nn.Module]]],
-        map_norm_eps: float,
+        *,
+        arch: dict[str, Any],
+        stage_options: dict[str, Any],
         out_indices: Sequence[int] | int | None,
         final_norm: bool,
         drop_path_rate: float,
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
+        in_channels: int,
         init_cfg: dict | list[dict] | None,
     ) -> None:
-        super().__init__(_without_prefix(init_cfg))
+        super().__init__(in_channels=in_channels, norm_eval=norm_eval, init_cfg=init_cfg)
+        self.arch = arch
+        depths, embed_dims = arch['depths'], arch['embed_dims']
         self.out_indices = _check_out_indices(out_indices, len(depths), final_norm)
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate} must lie in [0, 1)')
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         num_built = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= num_built:
             raise ValueError(
                 f'frozen_stages={frozen_stages} must lie between -1 and the {num_built} stages'
             )
         self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
-        self.with_cp = with_cp
         self.final_norm = final_norm
+        self.with_cp = with_cp
 
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device='cpu')
-        drop_paths = [rates.tolist() for rates in drop_paths.split(list(depths))]
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for i in range(num_built):
-            downsample, blocks = build_stage(i, drop_paths[i])
-            self.downsample_layers.append(downsample)
-            self.stages.append(nn.ModuleList(blocks))
+        for i, depth in enumerate(depths[:num_built]):
+            drop_paths = [next(rates) for _ in range(depth)]
+            self.stages.append(self.build_stage(i, drop_paths, **stage_options))
+            self.downsample_layers.append(self.build_downsample(i))
         if final_norm:
             self.norm = nn.BatchNorm2d(embed_dims[-1])
         else:
             for i in self.out_indices:
-                self.add_module(f'norm{i}', nn.LayerNorm(embed_dims[i], eps=map_norm_eps))
+                self.add_module(f'norm{i}', nn.LayerNorm(embed_dims[i], eps=self.map_norm_eps))
+        self.freeze()
 
-        self._register_load_state_dict_pre_hook(adapt_backbone_state, with_module=True)
-        self._freeze()
+    def build_stage(self, index: int, drop_paths: list[float], **options: Any) -> Stage:
+        """Build a stage.
 
-    def init_weights(self) -> None:
-        """Do as ``init_cfg`` says; an error about a file of weights names it."""
-        settings = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        paths = [str(each['checkpoint']) for each in settings if 'checkpoint' in each]
-        with named(' or '.join(paths)):
-            super().init_weights()
+        Args:
+            index: Its number, from 0.
+            drop_paths: Stochastic depth rates, one for each of the stage's ``depths``.
+            **options: The ``stage_options``.
+        """
+        raise NotImplementedError
+
+    def build_downsample(self, index: int) -> nn.Module:
+        """Build what comes before a stage: 3x3 convolutions, by 4 in the stem, by 2 after it."""
+        dim, in_dim = self.arch['embed_dims'][index], self.in_dim(index)
+        if index > 0:
+            return nn.Sequential(nn.Conv2d(in_dim, dim, 3, 2, 1), nn.BatchNorm2d(dim))
+        return nn.Sequential(
+            nn.Conv2d(in_dim, dim // 2, 3, 2, 1),
+            nn.BatchNorm2d(dim // 2),
+            nn.GELU(),
+            nn.Conv2d(dim // 2, dim, 3, 2, 1),
+            nn.BatchNorm2d(dim),
+        )
+
+    def in_dim(self, index: int) -> int:
+        """Channels that come into a stage's downsampling layer."""
+        return self.arch['embed_dims'][index - 1] if index else self.in_channels
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
 
         Args:
-            x: Images of shape (B, 3, H, W).
+            x: Images of shape (B, in_channels, H, W).
 
         Returns:
             tuple[Tensor, ...]: One map (B, C, H / s, W / s) for each of ``out_indices``, with
@@ -148,123 +198,77 @@ class HierarchicalBackbone(BaseModule):
             down.
 
         Raises:
-            ValueError: If the images are too small, or are no images.
+            ValueError: If the images are too small, or have another shape.
         """
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f'images must have the shape (B, 3, H, W), got {tuple(x.shape)}')
-        if x.shape[2] < self.min_size[0] or x.shape[3] < self.min_size[1]:
-            raise ValueError(
-                f'images of {x.shape[2]}x{x.shape[3]} pixels are too small, this model needs at '
-                f'least {self.min_size[0]}x{self.min_size[1]}; resize or pad them'
-            )
+        x = self.prepare(x)
         outs = []
-        # channels_last, in words that torch.func.vmap knows too.
-        x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        for i, stage in enumerate(self.stages):
-            x = self.downsample_layers[i](x).permute(0, 2, 3, 1)
-            x = self._run_in_parts(stage, x) if spares_memory(stage, x) else self._run(stage, x)
+        for i in range(len(self.stages)):
+            x = self.run_stage(i, x)
             if i in self.out_indices and not self.final_norm:
-                # mmcv's RoIAlign reads memory as NCHW, whatever the strides say.
-                outs.append(getattr(self, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous())
-            x = x.permute(0, 3, 1, 2)
-        return (self.norm(x),) if self.final_norm else tuple(outs)
+                out = getattr(self, f'norm{i}')(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+                outs.append(out.contiguous())
+        # MMCV's RoIAlign reads memory as NCHW, whatever the strides say.
+        return (self.norm(x).contiguous(),) if self.final_norm else tuple(outs)
 
-    def _run(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
-        for block in stage:
-            if self.with_cp and x.requires_grad:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
+    def prepare(self, images: Tensor) -> Tensor:
+        """Check images and lay them out in memory as channels last."""
+        self.check_images(images)
+        # Not memory_format=torch.channels_last, which torch.func.vmap does not know.
+        return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
-    def _run_in_parts(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
-        """A few images at a time; nothing in a block mixes them."""
-        images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
-        # As many in each part: the threads have too little to share in what would be left over.
-        shares = x.tensor_split(max(1, ceil_div(len(x), images)))
-        with reused_memory():
-            parts = [self._run(stage, part) for part in shares]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+    def run_stage(self, index: int, x: Tensor) -> Tensor:
+        """Compute a stage's map (B, C, H, W), channels last in memory, from what comes before."""
+        x = self.downsample_layers[index](x).permute(0, 2, 3, 1)
+        return self.stages[index](x, self.with_cp).permute(0, 3, 1, 2)
 
-    def train(self, mode: bool = True) -> 'HierarchicalBackbone':
-        """Set the mode; frozen stages, and with ``norm_eval`` BatchNorm, stay in eval mode."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Tell in which layer a parameter is, for layer-wise learning rate decay.
-
-        Layer 0 is the stem; each block is one layer, its stage's first with the downsampling in
-        front of it. New parts are in the last layer: norms of the maps, neck and heads.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: The backbone's name in the model, with a dot. Defaults to ''.
-
-        Returns:
-            tuple[int, int]: The layer, from 0, and the number of layers.
-        """
-        depths = [len(stage) for stage in self.stages]
-        num_layers = sum(depths) + 2
-        if not param_name.startswith(prefix):
-            return num_layers - 1, num_layers
-        part, stage, *rest = param_name.removeprefix(prefix).split('.')
-        if part == 'stages':
-            return sum(depths[: int(stage)]) + int(rest[0]) + 1, num_layers
-        if part == 'downsample_layers':
-            return sum(depths[: int(stage)]) + 1 if int(stage) else 0, num_layers
-        return num_layers - 1, num_layers
-
-    def _freeze(self) -> None:
-        frozen = []
+    def frozen_modules(self) -> Iterable[nn.Module]:
         if self.frozen_stages >= 0:
-            frozen.append(self.downsample_layers[0])
+            yield self.downsample_layers[0]
         for i in range(self.frozen_stages):
-            frozen += [self.downsample_layers[i], self.stages[i]]
+            yield from (self.downsample_layers[i], self.stages[i])
             if i in self.out_indices and not self.final_norm:
-                frozen.append(getattr(self, f'norm{i}'))
-        for module in frozen:
-            module.eval().requires_grad_(False)
+                yield getattr(self, f'norm{i}')
+
+    def num_layers(self) -> int:
+        return sum(map(len, self.stages)) + 2
+
+    def layer_of(self, name: str) -> int | None:
+        part, _, rest = name.partition('.')
+        if part not in ('downsample_layers', 'stages'):
+            return None
+        stage, block = rest.split('.')[:2]
+        before = sum(len(self.stages[i]) for i in range(int(stage)))
+        if part == 'stages':
+            return before + int(block) + 1
+        return before + 1 if before else 0  # with the stage's first block
+
+    def may_differ(self, name: str) -> bool:
+        part, _, rest = name.partition('.')
+        if part not in ('downsample_layers', 'stages'):
+            return True  # norms of maps, and the norm for classification
+        stage = rest.partition('.')[0]
+        return stage.isdecimal() and int(stage) >= len(self.stages)
 
 
-def spares_memory(stage: nn.ModuleList, x: Tensor) -> bool:
-    """Whether a stage's blocks can take a batch in parts and reuse memory: in inference on CPU.
+def spares_memory(stage: Stage, x: Tensor) -> bool:
+    """Whether a stage can take a batch in parts and reuse memory: in inference on CPU.
 
-    Where a hook, a wrapper or a patched ``forward`` listens they do neither: it gets whole batches,
-    and may keep them.
+    A hook, a wrapper or a patched ``forward`` gets whole batches, and may keep them.
     """
     if x.device.type != 'cpu' or torch.is_grad_enabled() or not eager():
         return False
     hooks = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
-    return not hooks and not any(map(_may_listen, stage.modules()))
+    return not hooks and not any(map(_may_be_watched, stage.modules()))
 
 
-def _may_listen(module: nn.Module) -> bool:
-    """Whether anyone may have added code that sees what goes in and out of a module."""
+def _may_be_watched(module: nn.Module) -> bool:
+    """Whether code of others may see what goes into a module and comes out."""
     package = type(module).__module__.partition('.')[0]
     return bool(
         package not in ('mmbiformer', 'timm', 'torch')
         or 'forward' in vars(module)
         or module._forward_hooks
         or module._forward_pre_hooks
-    )
-
-
-def conv_downsample(in_dim: int, dim: int, stage: int) -> nn.Sequential:
-    """Overlapping 3x3 convolutions: the stem by 4 (stage 0), by 2 after it."""
-    if stage > 0:
-        return nn.Sequential(nn.Conv2d(in_dim, dim, 3, 2, 1), nn.BatchNorm2d(dim))
-    return nn.Sequential(
-        nn.Conv2d(in_dim, dim // 2, 3, 2, 1),
-        nn.BatchNorm2d(dim // 2),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, 2, 1),
-        nn.BatchNorm2d(dim),
     )
 
 
@@ -311,18 +315,6 @@ def check_arch(
     if any(dim < 1 or dim % HEAD_DIM for dim in dims):
         raise ValueError(f'embed_dims={dims} must be multiples of {HEAD_DIM}, the head width')
     return arch
-
-
-def _without_prefix(init_cfg: dict | list[dict] | None) -> dict | list[dict] | None:
-    """An initialization config without the prefix that backbones take off by themselves.
-
-    Where MMEngine takes it off, the version of the weights is lost, which tells like archs apart.
-    """
-    if isinstance(init_cfg, list):
-        return [_without_prefix(each) for each in init_cfg]
-    if isinstance(init_cfg, Mapping) and init_cfg.get('prefix') in ('backbone', 'backbone.'):
-        return {key: value for key, value in init_cfg.items() if key != 'prefix'}
-    return init_cfg
 
 
 def _check_out_indices(

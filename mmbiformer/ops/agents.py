@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .regions import eager
+from .tracing import eager
 
-# Logits held at a time: on CPU what stays in its cache, elsewhere what keeps a GPU busy.
+# Logits held at a time: as many as stay in a CPU's cache, or as many as keep a GPU busy.
 LOGITS_ON_CPU = 2**21
 LOGITS_ELSEWHERE = 2**27
 
@@ -24,25 +24,26 @@ def agent_attention(
     columns: Tensor,
     scale: float,
 ) -> Tensor:
-    """Let the tokens of a map attend to agents, biased by where the agents are.
+    """Let the tokens of a map attend to agents, biased by their relative position (DeBiFormer).
 
-    The logit of a token and an agent is ``scale * q . k`` plus an entry of the head's table, read
-    by bilinear interpolation at half the difference of their positions: -1 is the centre of the
-    table's first entry, 1 that of its last.
+    The logit of a token and an agent is ``scale * q . k`` plus an entry of the head's table. The
+    entry is read by bilinear interpolation at half the difference of their positions: -1 is the
+    centre of the table's first entry, 1 the centre of its last.
 
-    The bias depends on the agents of each image; it is held for a few rows of the map at a time,
-    and computed again in the backward pass. Bilinear interpolation is separable: here it is two
+    The agents of each image have a bias of their own. It is held for a few rows of the map at a
+    time, and computed again in the backward pass. Bilinear interpolation is separable, so it is two
     batched matrix products with the interpolation's weights. On CPU they beat ``grid_sample``,
-    which needs a grid twice the size of the bias and takes one thread an image; and their backward
-    pass is deterministic everywhere.
+    which needs a grid twice the size of the bias and one thread an image. Their backward pass is
+    deterministic on every device.
 
     Args:
         query: (B, H, W, C).
         key: (B, A, C), for A agents.
         value: (B, A, C).
-        positions: (B, G, A, 2), float32 or wider: vertical and horizontal position in [-1, 1] of
-            the agents as each of G groups of heads sees them.
-        table: (heads, Th, Tw), Th and Tw at least 2. C is a multiple of the heads, they of G.
+        positions: (B, G, A, 2), float32 or float64: vertical and horizontal positions of the
+            agents in [-1, 1], for each of G groups of heads.
+        table: (heads, Th, Tw), Th and Tw at least 2. C is a multiple of the heads, and the heads
+            are a multiple of G.
         rows: (H,), vertical positions of the tokens in [-1, 1], of the positions' dtype.
         columns: (W,), horizontal positions of the tokens in [-1, 1], of the same dtype.
         scale: Factor on the products of queries and keys.
@@ -51,16 +52,16 @@ def agent_attention(
         Tensor: (B, H, W, C).
 
     Raises:
-        ValueError: If the table has another shape, channels, heads and groups do not divide, or
-            positions are in half precision or of several dtypes.
+        ValueError: If the table has another shape, if channels, heads and groups do not divide, or
+            if positions, rows and columns do not share float32 or float64.
     """
     batch, _, width, channels = query.shape
     heads, table_height, table_width = table.shape if table.ndim == 3 else (0, 0, 0)
     groups, agents = positions.shape[1:3]
     if heads < 1 or min(table_height, table_width) < 2 or channels % heads or heads % groups:
         raise ValueError(
-            f'the table must be (heads, 2 or more, 2 or more), {channels} channels a multiple of '
-            f'the heads and they of {groups} groups; got {tuple(table.shape)}'
+            f'the table must be (heads, 2 or more, 2 or more), with {channels} channels a multiple '
+            f'of the heads and the heads a multiple of {groups} groups; got {tuple(table.shape)}'
         )
     dtypes = positions.dtype, rows.dtype, columns.dtype
     if dtypes not in ((torch.float32,) * 3, (torch.float64,) * 3):
@@ -84,7 +85,7 @@ def agent_attention(
 
     device = query.device.type
     with nullcontext() if device == 'meta' else torch.autocast(device, enabled=False):
-        if torch.compiler.is_compiling():  # a number of parts would fix the size
+        if torch.compiler.is_compiling():  # the number of parts would fix the size
             parts = [(query, rows)]
         else:
             limit = LOGITS_ON_CPU if device == 'cpu' else LOGITS_ELSEWHERE
@@ -109,10 +110,10 @@ def interpolation_weights(at: Tensor, size: int) -> Tensor:
         size: Entries in the list, at least 2.
 
     Returns:
-        Tensor: (\\*at.shape, size); the product with the list is what is read.
+        Tensor: (\\*at.shape, size); their product with the list is the value at each place.
     """
     at = (at + 1) * ((size - 1) / 2)
-    # Clamped as integers, so that a NaN gives a NaN and no index out of range.
+    # Clamped as integers, so that a NaN gives a NaN and not an index out of range.
     left = at.detach().floor().long().clamp(0, size - 2)
     right_weight = (at - left)[..., None]
     weights = at.new_zeros(*at.shape, size)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS
-from .regions import eager, num_regions
+from .regions import num_regions
+from .settings import Settings
+from .tracing import eager
 
 logger = logging.getLogger(__name__)
 
@@ -26,38 +28,43 @@ def routed_attention(
 ) -> Tensor:
     """Let the tokens of each query region attend to all tokens of its routed key regions.
 
-    Bi-level routing attention, fine level (BiFormer, equations 5 to 7, without the LePE term). Maps
-    go in and out in image order, channels last; slices of a packed projection are welcome. Queries
-    may come from another map than keys and values. Where a map is not a multiple of its region
-    size, regions at the right and bottom hold fewer tokens, and nothing beyond the edge is attended
-    to.
+    The fine level of bi-level routing attention (BiFormer, equations 5 to 7, without the LePE
+    term). Maps go in and out in image order, channels last. They may be slices of a packed
+    projection. Queries may come from another map than keys and values. If a map is not a multiple
+    of its region size, regions at the right and bottom hold fewer tokens, and nothing beyond the
+    edge is attended to.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 14, 14, 64)  # 2 images, 14x14 tokens, 64 channels
+        >>> routes = route_regions(q, k, topk=4, region_size=(2, 2))
+        >>> out = routed_attention(q, k, v, routes, num_heads=2, region_size=(2, 2))
 
     Args:
         query: (B, Hq, Wq, C).
         key: (B, Hk, Wk, C).
         value: (B, Hk, Wk, Cv).
-        routes: int64, (B, Rq, k): for each query region its key regions, numbered row by row, as
+        routes: int64, (B, Rq, k): the key regions of each query region, numbered row by row, as
             :func:`mmbiformer.ops.route_regions` gives them. A region listed twice counts
-            twice. Numbers that no key region has are an error, on GPUs an unnoticed one.
+            twice. A number that no key region has is an error, which GPUs do not notice.
         num_heads: Number of heads; C and Cv must be multiples of it.
         region_size: Height and width of a query region, in tokens.
         key_region_size: Height and width of a key region, in tokens. Defaults to None, the
             same as ``region_size``.
         scale: Factor on the logits, a number. Defaults to None, (C / num_heads) ** -0.5. BiFormer
             itself uses C ** -0.5.
-        backend: ``'auto'`` takes the first backend that can run these tensors and logs at DEBUG
-            why others could not; a name takes that backend or raises. Only ``'reference'`` has
-            second derivatives. Defaults to ``'auto'``.
+        backend: ``'auto'`` takes the first backend that can run these tensors, and logs at DEBUG
+            why those before it cannot. A name takes that backend or raises. Only ``'reference'``
+            has second derivatives. Defaults to ``'auto'``.
 
     Returns:
         Tensor: (B, Hq, Wq, Cv).
 
     Raises:
-        ValueError: If shapes or devices do not fit together, ``scale`` is a tensor that wants a
-            gradient or the backend is unknown.
-        IndexError: On CPU, if ``routes`` has numbers that no key region has; compiled graphs
+        ValueError: If shapes or devices do not fit together, if ``scale`` is a tensor that wants a
+            gradient, or if the backend is unknown.
+        IndexError: On CPU, if ``routes`` has a number that no key region has; compiled graphs
             may not notice.
-        RuntimeError: If a backend asked for by name cannot run these tensors.
+        RuntimeError: If the named backend cannot run these tensors.
     """
     key_region_size = key_region_size or region_size
     _check(query, key, value, routes, num_heads, region_size, key_region_size)
@@ -71,7 +78,8 @@ def routed_attention(
     if scale is None:
         scale = (query.shape[-1] // num_heads) ** -0.5
     run = _choose(backend, query, key, value, num_heads).attend
-    return run(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    settings = Settings(num_heads, tuple(region_size), tuple(key_region_size), scale)
+    return run(query, key, value, routes, settings)
 
 
 def check_backend(name: str) -> None:
@@ -148,6 +156,6 @@ def _check(
         least, most = (int(number) for number in routes.aminmax())
         if least < 0 or most >= count:
             raise IndexError(
-                f'routes has numbers that no key region has: they go from 0 to {count - 1}, '
-                f'those of routes from {least} to {most}'
+                f'routes has numbers that no key region has: regions are numbered from 0 to '
+                f'{count - 1}, and routes goes from {least} to {most}'
             )

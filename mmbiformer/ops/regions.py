@@ -1,8 +1,8 @@
 """Regions: how a map is cut into the tiles that routing chooses between.
 
 A map of (H, W) tokens and a region of (h, w) tokens make ceil(H / h) x ceil(W / w) regions,
-numbered row by row. Where H or W is not a multiple, the last row or column of regions holds fewer
-tokens: what would lie beyond the edge of the map does not exist.
+numbered row by row. If H or W is not a multiple, the last row or column of regions holds fewer
+tokens: nothing exists beyond the edge of the map.
 """
 
 import math
@@ -11,6 +11,8 @@ import operator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .tracing import always, exporting, with_symbols
 
 
 def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tuple[int, int]:
@@ -34,8 +36,7 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up, for a and b above 0.
 
-    Not ``-(-a // b)``: ONNX divides integers towards zero, so in an exported graph that would round
-    down.
+    Not ``-(-a // b)``: ONNX rounds integer division towards zero, which would round that down.
     """
     return (a + b - 1) // b
 
@@ -45,11 +46,11 @@ def auto_grid(
 ) -> tuple[int, int]:
     """The grid that routes and attends at about the least cost, for a map of any size.
 
-    Regions are square; their number per side grows with the cube root of the map's area (BiFormer,
+    Regions are square. Their number per side grows with the cube root of the map's area (BiFormer,
     section 3.3). BiFormer's three routed stages get exactly the published 7x7 at 224x224, so
-    pre-trained weights meet there what they were trained with. There are at least ``topk`` regions
-    if the map has as many tokens; otherwise each token is a region, and ``topk`` should be lowered
-    to their number.
+    pre-trained weights meet there what they were trained with. The grid has at least ``topk``
+    regions if the map has as many tokens. Otherwise each token is a region, and the caller should
+    lower ``topk`` to their number.
 
     Args:
         query_size: Height and width of the query map, in tokens.
@@ -58,86 +59,36 @@ def auto_grid(
             ``query_size``.
 
     Returns:
-        tuple[int, int]: Regions per column and per row; none of them is empty.
+        tuple[int, int]: Regions per column and per row; no region is empty.
 
     Raises:
         ValueError: If ``torch.export`` makes a graph for all sizes.
     """
-    # S x S regions of Nq queries and Nk keys, of C channels, cost in multiply-adds
+    # The multiply-adds of S x S regions with Nq queries and Nk keys of C channels are
     #
     #     r S^4 + 2 k C Nq Nk / S^2,    least where    S^6 = (C / r) k Nq Nk,
     #
-    # r for one affinity and its share of the top-k. By multiply-adds alone r is C, and BiFormer's
-    # stages at 224x224 would get S = 15, 12 and 9. But choosing and gathering cost more than they
-    # multiply, small tiles run slower, and weights are trained for one S: the published 7 is taken
-    # for the best there. Stages have k = 1, 4, 16 and N = 56^2, 28^2, 14^2, always k N = 56^2, so
-    # C / r = (7 / 64)^2 k gives 7 in each:
+    # with r for one affinity and its share of the top-k. By multiply-adds alone r is C, and S would
+    # be 15, 12 and 9 for BiFormer's stages at 224x224. But choosing and gathering cost more than
+    # they multiply, small tiles run slower, and weights are trained for one S. So the published 7
+    # is taken as the best there. The stages have k = 1, 4, 16 and N = 56^2, 28^2, 14^2, so k N is
+    # always 56^2, and C / r = (7 / 64)^2 k gives 7 in each:
     #
     #     S^3 = 7 / 64 k sqrt(Nq Nk).
     if any(isinstance(n, torch.SymInt) for n in (*query_size, *(key_size or ()))):
         raise ValueError(
-            "region_grid='auto' chooses a grid for each size and cannot be exported for all of "
-            'them; give region_grid as a number, or export with fixed sizes'
+            "region_grid='auto' chooses a grid for each size, so it cannot be exported for all "
+            'sizes; give region_grid as a number, or export with fixed sizes'
         )
-    # operator.index: to torch.compile sizes become constants here, and other sizes another graph.
+    # operator.index makes sizes constants to torch.compile, and other sizes another graph.
     queries, keys = (
         math.sqrt(operator.index(size[0]) * operator.index(size[1]))
         for size in (query_size, key_size or query_size)
     )
     best = queries / (7 / 64 * topk * queries * keys) ** (1 / 3)
-    most = queries / math.sqrt(topk)  # beyond it there would be fewer regions than topk
+    most = queries / math.sqrt(topk)  # larger regions would be fewer than topk
     side = max(1, min(round(best), math.floor(most)))
     return num_regions(query_size, (side, side))
-
-
-# Whether PyTorch tells graphs to export from graphs to compile; 2.7 does so in part.
-TELLS_EXPORTS = torch.__version__ >= (2, 8)
-
-
-def exporting() -> bool:
-    """Whether ``torch.export`` is making a graph, which should hold for maps of any size.
-
-    Code that takes a short cut for some sizes must then leave it, as a branch would fix the size.
-    ``torch.compile`` makes another graph for other sizes; before PyTorch 2.8, which cannot tell
-    them apart, its graphs are those of ``torch.export``.
-    """
-    return _is_exporting() if TELLS_EXPORTS else torch.compiler.is_compiling()
-
-
-@torch.compiler.assume_constant_result
-def _is_exporting() -> bool:
-    # Called as it is, not traced: up to PyTorch 2.11 the traced answer is always yes
-    # (https://github.com/pytorch/pytorch/issues/176347).
-    return torch.compiler.is_exporting()
-
-
-def with_symbols() -> bool:
-    """Whether sizes are symbols that ``torch.sym_min`` and ``torch.sym_max`` take.
-
-    They are in ``torch.export``, but where it traces as ``torch.compile`` does.
-    """
-    return exporting() and not torch.compiler.is_dynamo_compiling()
-
-
-def always(condition: bool | torch.SymBool) -> bool:
-    """Whether something holds of sizes: in a graph to export, of all those it is made for."""
-    if not exporting():
-        return bool(condition)
-    if not with_symbols():
-        return False  # to ask would fix the size
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return statically_known_true(condition)
-
-
-def eager() -> bool:
-    """Whether operations just run: no compiler, tracer or transform of ``torch.func`` looks on."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    )
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -148,8 +99,19 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first ``height`` rows and ``width`` columns of a map (B, H, W, C)."""
+    if always(height == x.shape[1]) and always(width == x.shape[2]):
+        return x
+    if exporting():
+        # Whether a slice is contiguous depends on the size; a copy always is.
+        x = x.index_select(1, torch.arange(height, device=x.device))
+        return x.index_select(2, torch.arange(width, device=x.device))
+    return x[:, :height, :width]
+
+
 def split_regions(x: Tensor, region_size: tuple[int, int]) -> Tensor:
-    """Cut a map into regions; tokens beyond the edge are filled with zeros.
+    """Cut a map into regions; places beyond the edge are filled with zeros.
 
     Args:
         x: Map of shape (B, H, W, C).
@@ -184,17 +146,6 @@ def merge_regions(x: Tensor, map_size: tuple[int, int], region_size: tuple[int, 
     return crop(x.reshape(batch, rows * h, cols * w, channels), height, width)
 
 
-def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The first ``height`` rows and ``width`` columns of a map (B, H, W, C)."""
-    if always(height == x.shape[1]) and always(width == x.shape[2]):
-        return x
-    if exporting():
-        # Whether a slice is contiguous depends on the size; a fresh map always is.
-        x = x.index_select(1, torch.arange(height, device=x.device))
-        return x.index_select(2, torch.arange(width, device=x.device))
-    return x[:, :height, :width]
-
-
 def existing_tokens(
     map_size: tuple[int, int], region_size: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
@@ -215,7 +166,7 @@ def existing_tokens(
 def region_of_token(
     map_size: tuple[int, int], region_size: tuple[int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Number of the region that each token of a map lies in.
+    """The number of the region that each token of a map lies in.
 
     Args:
         map_size: Height H and width W of the map, in tokens.

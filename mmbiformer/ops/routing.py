@@ -1,10 +1,11 @@
-"""Region-to-region routing: who attends where (BiFormer, section 3.2, equations 1 to 4)."""
+"""Region-to-region routing (BiFormer, section 3.2, equations 1 to 4)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .regions import always, existing_tokens, exporting, num_regions, split_regions
+from .regions import existing_tokens, num_regions, split_regions
+from .tracing import always, exporting
 
 
 def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
@@ -22,7 +23,7 @@ def region_means(x: Tensor, region_size: tuple[int, int]) -> Tensor:
     rows, cols = num_regions((height, width), region_size)
     whole = always(rows * h == height) and always(cols * w == width)
     if whole and x.is_cuda and not exporting():
-        # GPUs convert while they sum; elsewhere, and for pooling, that takes a copy.
+        # A GPU converts while it sums. On CPU, and for pooling, converting takes a copy.
         regions = x.view(len(x), rows, h, cols, w, x.shape[3])
         return regions.mean((2, 4), dtype=dtype).flatten(1, 2)
     x = x.to(dtype)
@@ -45,11 +46,11 @@ def route_regions(
     region_size: tuple[int, int],
     key_region_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Choose for each query region the k key regions it is most akin to.
+    """Choose for each query region the k key regions of the highest affinity.
 
     The affinity of two regions is the dot product of their mean query and mean key. No gradient
-    flows through the choice. It is made in float32 or wider whatever the autocast state, because
-    half-precision means flip routes.
+    flows through the choice. It is made in float32 or wider, also under autocast: means in half
+    precision would change routes.
 
     Args:
         query: (B, Hq, Wq, C).

@@ -1,41 +1,32 @@
 """The fused attention as operators that ``torch.compile`` and ``torch.export`` know.
 
 Shapes and gradients are declared here, for all backends with kernels of their own. A backend's
-``launch`` module runs them; it, and with it Triton, is imported when an operator first runs. Where
-nothing but its result is wanted, a call passes the operators by: what ``torch.library`` does around
-each takes longer than a kernel.
+``launch`` module runs them. It is imported when an operator first runs, and Triton with it. A plain
+eager call goes past the operators: ``torch.library`` adds more time to a call than a kernel takes.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Sequence  # noqa: UP035 (torch 2.5 takes no other Sequence)
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .regions import eager
+from .settings import Settings
+from .tracing import eager
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: tuple[int, int],
-    key_region_size: tuple[int, int],
-    scale: float,
-    backend: str,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, settings: Settings, backend: str
 ) -> Tensor:
     """See :func:`mmbiformer.ops.routed_attention`; the backend is one with a ``launch`` module."""
-    args = query, key, value, routes, num_heads, region_size, key_region_size, scale, backend
     if eager() and type(query) is Tensor:  # subclasses may hold no data
-        return _FusedAttention.apply(*args)
-    return fused_attention(*args)[0]
+        return _FusedAttention.apply(query, key, value, routes, settings, backend)
+    return fused_attention(query, key, value, routes, *settings, backend)[0]
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -48,9 +39,9 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_out is None:  # what follows has none
-            return (None,) * 9
-        return (*_backward(grad_out, *_kept(ctx)), *(None,) * 6)
+        if grad_out is None:  # nothing that follows has a gradient
+            return (None,) * 6
+        return *_backward(grad_out, *ctx.saved_tensors, *ctx.others), None, None, None
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -69,7 +60,7 @@ def _launch(backend: str) -> ModuleType:
     return import_module(f'.backends.{backend}.launch', __package__)
 
 
-# The setting is the process's, the callers are threads: the last one sets it back.
+# Calls come from several threads, but the setting is the process's: the last call restores it.
 _lock, _callers, _filled = threading.Lock(), 0, True
 
 
@@ -77,7 +68,7 @@ _lock, _callers, _filled = threading.Lock(), 0, True
 def unfilled_memory() -> Iterator[None]:
     """Leave new tensors as they are in deterministic mode, where PyTorch fills them with NaN.
 
-    The kernels write all of what they return; filling it first would cost as much again.
+    The kernels write every element that they return. Filling them first would double that cost.
     """
     global _callers, _filled
     setting = torch.utils.deterministic
@@ -94,6 +85,9 @@ def unfilled_memory() -> Iterator[None]:
                 setting.fill_uninitialized_memory = _filled
 
 
+# The signatures of operators cannot hold a NamedTuple, so here the settings are spelt out.
+
+
 @torch.library.custom_op('mmbiformer::fused_attention', mutates_args=())
 def fused_attention(
     query: Tensor,
@@ -108,25 +102,16 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, Hq, Wq, Cv), contiguous, and what the backward pass needs of the softmax.
 
-    That is, in float32, each row's largest logit and one over its sum of exponentials,
+    These are, in float32, each row's largest logit and one over its sum of exponentials,
     (B, heads, 2, Hq * Wq).
     """
-    return _forward(
-        query, key, value, routes, num_heads, region_size, key_region_size, scale, backend
-    )
+    settings = Settings(num_heads, tuple(region_size), tuple(key_region_size), scale)
+    return _forward(query, key, value, routes, settings, backend)
 
 
 @fused_attention.register_fake
 def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
-    backend: str,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, num_heads: int, *others: Any
 ) -> tuple[Tensor, Tensor]:
     batch, height, width, _ = query.shape
     out = query.new_empty(batch, height, width, value.shape[3])
@@ -149,20 +134,8 @@ def fused_attention_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, contiguous."""
-    return _backward(
-        grad_out,
-        query,
-        key,
-        value,
-        routes,
-        out,
-        stats,
-        num_heads,
-        region_size,
-        key_region_size,
-        scale,
-        backend,
-    )
+    settings = Settings(num_heads, tuple(region_size), tuple(key_region_size), scale)
+    return _backward(grad_out, query, key, value, routes, out, stats, settings, backend)
 
 
 @fused_attention_backward.register_fake
@@ -178,16 +151,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _kept(ctx: Any) -> tuple[Any, ...]:
-    return *ctx.saved_tensors, *ctx.others
-
-
 def _differentiate(
     ctx: Any, grad_out: Tensor | None, grad_stats: None
 ) -> tuple[Tensor | None, ...]:
     if grad_out is None:
         return (None,) * 9
-    return (*fused_attention_backward(grad_out, *_kept(ctx)), *(None,) * 6)
+    return (*fused_attention_backward(grad_out, *ctx.saved_tensors, *ctx.others), *(None,) * 6)
 
 
 fused_attention.register_autograd(_differentiate, setup_context=_setup_context)

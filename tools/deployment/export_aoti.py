@@ -1,7 +1,8 @@
-"""Compile a classifier, or the backbone of any config, with AOTInductor: one file, CPU code.
+"""Compile a classifier, or the backbone of any config, with AOTInductor into one file for the CPU.
 
-As export_onnx.py, but the file is a package (.pt2) that torch loads without this project:
-torch._inductor.aoti_load_package, or AOTIModelPackageLoader in C++. Needs a C++ compiler.
+Inputs and outputs are those of export_onnx.py. The file is a package (.pt2) that torch loads
+without this project: torch._inductor.aoti_load_package, or AOTIModelPackageLoader in C++. Needs a
+C++ compiler.
 
 Example:
     python tools/deployment/export_aoti.py configs/biformer_s_in1k.py FILE.pth --out biformer_s.pt2
@@ -9,8 +10,9 @@ Example:
 
 import torch
 
-from mmbiformer.engine.command_line import run_command
-from mmbiformer.engine.export import run_export, run_package, write_package
+from mmbiformer.commands.export import run_export
+from mmbiformer.commands.faults import run_command
+from mmbiformer.export.aoti import run_package, write_package
 
 
 def main() -> None:

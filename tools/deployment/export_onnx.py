@@ -1,8 +1,9 @@
 """Export a classifier, or the backbone of any config, to ONNX.
 
 A classifier's file takes normalized images of one size and gives logits, for any batch. With
---backbone it takes images of any size and gives the feature maps. Necks and heads of detectors and
-segmentors are not exported. The file is checked against PyTorch before it gets its name.
+--backbone the file takes images of any size and gives the feature maps. Necks and heads of
+detectors and segmentors are not exported. The file is checked against PyTorch before it gets its
+name.
 
 Examples:
     python tools/deployment/export_onnx.py configs/biformer_s_in1k.py FILE.pth --out logits.onnx
@@ -10,8 +11,9 @@ Examples:
         --backbone --out maps.onnx
 """
 
-from mmbiformer.engine.command_line import run_command
-from mmbiformer.engine.export import OPSET, run_export, run_onnx, write_onnx
+from mmbiformer.commands.export import run_export
+from mmbiformer.commands.faults import run_command
+from mmbiformer.export.onnx import OPSET, run_onnx, write_onnx
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ Example:
 
 import argparse
 
-from mmbiformer.engine.command_line import add_config_options, read_config, run_command
+from mmbiformer.commands.faults import run_command
+from mmbiformer.commands.options import add_config_options, read_config
 
 
 def main() -> None:

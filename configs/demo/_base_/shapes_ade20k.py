@@ -1,4 +1,4 @@
-# The synthetic shapes as semantic maps laid out like ADE20K's, for segmentors.
+# Synthetic shapes as semantic maps in ADE20K's layout, for segmentors.
 # The names are prefixed because MMEngine refuses two bases that set the same name.
 shapes_classes = (
     *('background', 'disc', 'rectangle', 'triangle'),

@@ -1,4 +1,4 @@
-# The synthetic shapes in COCO format, for detectors.
+# Synthetic shapes in COCO format, for detectors.
 # The names are prefixed because MMEngine refuses two bases that set the same name.
 shapes_root = 'data/shapes/'
 shapes_metainfo = dict(

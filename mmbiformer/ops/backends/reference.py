@@ -1,13 +1,14 @@
 """The specification of routed attention, to be read beside the paper's equations 5 to 7.
 
-Every other backend must give what this one gives for finite numbers: output and gradients, in any
-dtype. (What is no number may reach further there than along the routes.)
+For finite numbers every other backend must give the same output and gradients, in any dtype. (NaN
+and infinity may reach further there than along the routes.)
 """
 
 import torch
 from torch import Tensor
 
 from ..regions import existing_tokens, merge_regions, split_regions
+from ..settings import Settings
 
 
 def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | None:
@@ -15,17 +16,9 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
     return None
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: tuple[int, int],
-    key_region_size: tuple[int, int],
-    scale: float,
-) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, routes: Tensor, settings: Settings) -> Tensor:
     """See :func:`mmbiformer.ops.routed_attention`."""
+    heads, region_size, key_region_size, scale = settings
     q = split_regions(query, region_size)  # (B, Rq, Tq, C)
     k = split_regions(key, key_region_size)  # (B, Rk, Tk, C)
     v = split_regions(value, key_region_size)
@@ -38,7 +31,7 @@ def attend(
     exists = exists[routes].flatten(2, 3)  # (B, Rq, k * Tk)
 
     # Equation 6: attend to them, head by head.
-    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(2, 3) for x in (q, k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(2, 3) for x in (q, k, v))
     logits = scale * q @ k.mT  # (B, Rq, heads, Tq, k * Tk)
     logits = logits.masked_fill(~exists[:, :, None, None], -torch.inf)
     out = logits.softmax(-1) @ v

@@ -1,8 +1,8 @@
 """Routed attention in fused C++, for CPUs; importing this compiles nothing.
 
-Keys and values are read from where they lie: nothing is gathered or rearranged in memory, forward
-or backward (but a map whose channels are not adjacent is copied first). The library is compiled
-when it is first needed (:mod:`.library`), for the processor it runs on.
+Keys and values are read in place: nothing is gathered or rearranged in memory, forward or backward.
+Only a map whose channels are not adjacent is copied first. :mod:`.library` compiles the code when
+it is first needed, for the processor it runs on.
 """
 
 import functools
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...regions import eager, exporting
 from ...schema import attend as attend_fused
+from ...tracing import eager, exporting
 from .library import why_no_library
 
 LANES = 8  # floats that attention.cpp reads at a time
@@ -32,10 +32,10 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
         )
     for x in maps:
         if x.shape[3] // num_heads % LANES:
-            return f'heads of {x.shape[3] // num_heads} channels; they must be multiples of {LANES}'
+            return f'heads of {x.shape[3] // num_heads} channels; it takes multiples of {LANES}'
     if exporting():
-        return 'what is exported runs without this project'
+        return 'an exported graph must run without this project'
     compiling = torch.compiler.is_compiling()
     if not (compiling or eager()) or any(type(x) not in (Tensor, Parameter) for x in maps):
-        return 'a tracer, transform or subclass of tensors wants to see what is computed'
+        return 'a tracer, transform or subclass of tensors must see each operation'
     return why_no_library()

@@ -1,16 +1,16 @@
-// Routed attention in float32, forward and backward; library.py compiles it, with GCC.
+// Routed attention in float32, forward and backward; library.py compiles it with GCC.
 //
-// A tile is some queries of one region and one head, beside a block of its routed keys. Its logits
-// lie key by key, queries side by side: keys and values are read where they are, one number for all
-// queries at a time, and only queries are transposed. What is beyond the edge of a map is in no list
-// of tokens, so nothing is ever masked.
+// A tile is some queries of one region and one head, and a block of their routed keys. Its logits
+// lie key by key, queries side by side. Keys and values are read in place, one number for all
+// queries at a time, and only queries are transposed. Lists of tokens leave out what is beyond the
+// edge of a map, so nothing needs a mask.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
-// A map (batch, height, width, channels); strides in floats, channels are neighbours.
+// A map (batch, height, width, channels); strides in floats, channels are adjacent.
 struct Map {
     float *data;
     int64_t image, row, col;
@@ -23,24 +23,24 @@ struct Grid {
     int64_t regions() const { return (height + h - 1) / h * cols(); }
 };
 
-// What a call is about. The same fields, in this order, are in launch.py.
+// The arguments of a call. launch.py has the same fields in the same order.
 struct Problem {
     int64_t batch, heads, dim, value_dim, topk;
     int64_t threads, groups, parts;
     Grid queries, keys;
     const int64_t *routes;        // (batch, query regions, topk)
-    Map q, k, v, out, stats;      // stats: the largest logits, and 1 / the softmax's sums, by head
+    Map q, k, v, out, stats;      // stats: by head, the largest logits and 1 / the softmax's sums
     Map grad_out, grad_q, grad_k, grad_v;
-    int64_t part_k, part_v;       // from one part's gradients to the next's
+    int64_t part_k, part_v;       // floats from one part's gradients to the next part's
     float scale;
 };
 
 namespace {
 
-constexpr int64_t QUERIES = 32;  // of a tile, at most
+constexpr int64_t QUERIES = 32;  // at most, in a tile
 constexpr int64_t KEYS = 128;
 constexpr int64_t GROUP = 4;     // rows that share what is loaded for a product
-constexpr int64_t SLACK = 8;     // tokens that the last group of a product may go too far
+constexpr int64_t SLACK = 8;     // tokens by which the last group of a product may overshoot
 
 template <int64_t N>
 struct Lanes {
@@ -64,7 +64,7 @@ inline void store(float *p, V x) {
     *reinterpret_cast<typename Lanes<lanes<V>>::Anywhere *>(p) = x;
 }
 
-// e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and a polynomial for e^r (that of Cephes' expf).
+// e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and the polynomial of Cephes' expf for e^r.
 // Below -87 it is 0; NaN stays NaN.
 template <class V>
 inline V exponential(V x) {
@@ -95,7 +95,7 @@ struct Region {
 
 using Offsets = std::vector<int64_t>;
 
-// Where in a map the tokens of some regions begin.
+// The offsets of the tokens of some regions in a map.
 void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, const int64_t *regions,
           int64_t count) {
     offsets.clear();
@@ -107,7 +107,7 @@ void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, con
     }
 }
 
-// Asks early for a head's tokens: they take longer to come than to be used.
+// Fetches a head's tokens early: loading them takes longer than using them.
 void prefetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
     for (int64_t j = 0; j < count; j++)
         for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(x + offsets[j] + c);
@@ -133,7 +133,7 @@ void transpose(Eight (&x)[8]) {
     }
 }
 
-// A head's tokens, times a factor, as columns (dim, pitch); those left over are zeros.
+// A head's tokens, times a factor, as columns (dim, pitch); columns left over are zeros.
 void read_columns(const float *x, const int64_t *offsets, int64_t count, int64_t dim, float factor,
                   int64_t pitch, float *to) {
     for (int64_t r = 0; r < pitch; r += 8)
@@ -236,16 +236,16 @@ struct Scratch {
     }
 };
 
-// Turns a tile's logits into the softmax's numerators, in place. The largest logit of each query and
-// its sum go on from the blocks before, of which all results have to be multiplied by `factor`.
+// Turns a tile's logits into the softmax's numerators, in place. The largest logit of each query
+// and its sum continue those of the blocks before, whose results must be multiplied by `factor`.
 template <class V>
 void weigh(float *logits, int64_t count, int64_t pitch, float *largest, float *sum, float *factor) {
     V top = load<V>(largest);
     for (int64_t j = 0; j < count; j++) {
         const V x = load<V>(logits + j * pitch);
-        top = top < x ? x : top;  // NaN is passed by: its exponential will be NaN
+        top = top < x ? x : top;  // skips NaN, whose exponential will be NaN
     }
-    const V base = top == -INFINITY ? V{} : top;  // all of them so far; there may be others yet
+    const V base = top == -INFINITY ? V{} : top;  // all logits are -inf so far
     const V less = exponential(load<V>(largest) - base);
     V total = load<V>(sum) * less;
     for (int64_t j = 0; j < count; j++) {
@@ -412,8 +412,8 @@ extern "C" void forward(const Problem *problem) {
     }
 }
 
-// A thread takes an image and a group of its heads, and all query regions or a part of them, which
-// has gradients of keys and values of its own: every sum has one order.
+// A thread takes an image, a group of its heads, and all query regions or a part of them. Each part
+// has gradients of keys and values of its own, so every sum has one order.
 extern "C" void backward(const Problem *problem) {
     const Problem &p = *problem;
     const int64_t regions = p.queries.regions();

@@ -1,48 +1,35 @@
 """From tensors to calls of the library: which threads do what."""
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ...settings import Settings
 from .library import load
 
-# Tasks for each thread, so that none waits long for the last.
+# Tasks for each thread: several, so that no thread waits long for the last one.
 TASKS = 4
-# A thread without an image or a head of its own needs a copy of the gradients of keys and values.
+# Threads that share an image and a head need a copy each of the gradients of keys and values.
 MOST_PARTS = 4
 
 
 def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`mmbiformer.ops.schema.fused_attention`; IndexError for routes to no region."""
+    """See :func:`mmbiformer.ops.schema.fused_attention`.
+
+    Raises:
+        IndexError: If ``routes`` has a number that no key region has.
+    """
     batch, height, width, _ = query.shape
-    # By names, so that copies live until the library has run.
+    # Under names, so that copies live until the library has run.
     query, key, value = map(_adjacent, (query, key, value))
     routes = routes.contiguous()
     out = query.new_empty(batch, height, width, value.shape[3])
-    stats = query.new_empty(batch, num_heads, 2, height * width)
-    problem = _problem(
-        query,
-        key,
-        value,
-        routes,
-        num_heads,
-        region_size,
-        key_region_size,
-        scale,
-        out=out,
-        stats=_first(stats, out),
-    )
+    stats = query.new_empty(batch, settings.num_heads, 2, height * width)
+    maps = dict(q=query, k=key, v=value, out=out, stats=_first(stats, out))
+    problem = _problem(routes, settings, **maps)
     problem.groups = _groups(problem, batch * routes.shape[1])
     library = load()
     if not library.routes_exist(ctypes.byref(problem)):
@@ -59,34 +46,18 @@ def backward(
     routes: Tensor,
     out: Tensor,
     stats: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmbiformer.ops.schema.fused_attention_backward`."""
     query, key, value, grad_out = map(_adjacent, (query, key, value, grad_out))
     routes = routes.contiguous()
-    tasks = max(1, len(query) * num_heads)
+    tasks = max(1, len(query) * settings.num_heads)
     parts = max(1, min(-(-torch.get_num_threads() // tasks), MOST_PARTS, routes.shape[1]))
     grad_query = query.new_empty(query.shape)
     grad_key, grad_value = (x.new_zeros(parts, *x.shape) for x in (key, value))
-    problem = _problem(
-        query,
-        key,
-        value,
-        routes,
-        num_heads,
-        region_size,
-        key_region_size,
-        scale,
-        out=out,
-        stats=_first(stats, out),
-        grad_out=grad_out,
-        grad_q=grad_query,
-        grad_k=grad_key[0],
-        grad_v=grad_value[0],
-    )
+    maps = dict(q=query, k=key, v=value, out=out, stats=_first(stats, out), grad_out=grad_out)
+    maps |= dict(grad_q=grad_query, grad_k=grad_key[0], grad_v=grad_value[0])
+    problem = _problem(routes, settings, **maps)
     problem.groups = _groups(problem, len(query))
     problem.parts = parts
     problem.part_k, problem.part_v = grad_key.stride(0), grad_value.stride(0)
@@ -96,12 +67,12 @@ def backward(
 
 
 def _first(stats: Tensor, out: Tensor) -> Tensor:
-    """The first head's largest logits, as a map (B, Hq, Wq)."""
+    """The largest logits of the first head, as a map (B, Hq, Wq)."""
     return stats[:, 0, 0].view(out.shape[:3])
 
 
 def _groups(problem: '_Problem', tasks: int) -> int:
-    """Into how many groups of heads to cut each of so many tasks."""
+    """How many groups of heads to cut each task into, for a number of tasks."""
     return min(-(-TASKS * problem.threads // max(1, tasks)), problem.heads)
 
 
@@ -136,28 +107,19 @@ class _Problem(ctypes.Structure):
     ]
 
 
-def _problem(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
-    **maps: Tensor,
-) -> _Problem:
-    maps = dict(q=query, k=key, v=value) | maps
+def _problem(routes: Tensor, settings: Settings, **maps: Tensor) -> _Problem:
+    # Numbers may be NumPy's, which ctypes does not take.
+    heads = int(settings.num_heads)
     return _Problem(
-        batch=len(query),
-        heads=int(num_heads),
-        dim=query.shape[3] // int(num_heads),
-        value_dim=value.shape[3] // int(num_heads),
+        batch=len(maps['q']),
+        heads=heads,
+        dim=maps['q'].shape[3] // heads,
+        value_dim=maps['v'].shape[3] // heads,
         topk=routes.shape[2],
         threads=torch.get_num_threads(),
-        queries=_Grid(*query.shape[1:3], *map(int, region_size)),
-        keys=_Grid(*key.shape[1:3], *map(int, key_region_size)),
+        queries=_Grid(*maps['q'].shape[1:3], *map(int, settings.region_size)),
+        keys=_Grid(*maps['k'].shape[1:3], *map(int, settings.key_region_size)),
         routes=routes.data_ptr(),
-        scale=scale,
+        scale=settings.scale,
         **{name: _Map(x.data_ptr(), *x.stride()[:3]) for name, x in maps.items()},
     )

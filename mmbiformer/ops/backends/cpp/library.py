@@ -18,13 +18,13 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name('attention.cpp')
-# Tuned for any processor: for some, GCC would load again what it has in a register.
+# Tuned for any processor: for some, GCC would load values again that are in a register.
 FLAGS = ['-O3', '-march=native', '-mtune=generic', '-ffp-contract=fast', '-std=c++17']
 FLAGS += ['-fPIC', '-fopenmp']
-LINK = ['-Wl,-z,defs']  # what it lacks is to be known at once
-# GCC's, Intel's and LLVM's; wheels carry the first under a name with a hash.
+LINK = ['-Wl,-z,defs']  # a missing symbol must show when linking, not when running
+# GCC's, Intel's and LLVM's. Wheels carry GCC's under a name with a hash.
 OPENMP = re.compile(r'lib(gomp|iomp5|omp)(-[0-9a-f]+)?\.so')
-SECONDS = 300  # to compile in; it takes about three
+SECONDS = 300  # limit for compiling, which takes about three seconds
 
 
 def load() -> ctypes.CDLL:
@@ -34,7 +34,7 @@ def load() -> ctypes.CDLL:
         ctypes.CDLL: The functions at the end of attention.cpp.
 
     Raises:
-        RuntimeError: If there cannot be one here; the message says why, and what to do.
+        RuntimeError: If it cannot be compiled here; the message says why, and what to do.
     """
     library, reason = _load()
     if library is None:
@@ -44,7 +44,7 @@ def load() -> ctypes.CDLL:
 
 @torch.compiler.assume_constant_result
 def why_no_library() -> str | None:
-    """Why there cannot be a library, or None; the first call may compile it."""
+    """Why the library cannot be compiled, or None; the first call may compile it."""
     return _load()[1]
 
 
@@ -59,21 +59,21 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         if library.exists():
             try:
                 return ctypes.CDLL(str(library)), None
-            except OSError as error:  # perhaps a machine with other libraries shares the folder
+            except OSError as error:  # a machine with other libraries may share the folder
                 logger.info('%s', error)
         _compile(library)
         return ctypes.CDLL(str(library)), None
     except OSError as error:
-        return None, f'{error}; XDG_CACHE_HOME may name another folder to keep it in'
+        return None, f'{error}; XDG_CACHE_HOME can name another folder to keep it in'
     except RuntimeError as error:
         return None, str(error)
 
 
 def _file() -> Path:
-    """Where the library is kept, by all that it depends on, in a folder that only the user writes.
+    """The library's path, named by a hash of all that it depends on.
 
     Raises:
-        RuntimeError: If others can write there: they could have their own code run.
+        RuntimeError: If others can write in the folder, because they could place code of theirs.
     """
     facts = SOURCE.read_text(encoding='utf-8'), ' '.join(FLAGS), _openmp(), _features()
     name = hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:16]
@@ -84,8 +84,8 @@ def _file() -> Path:
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise RuntimeError(
-            f'others can write in {folder}, and could have their own code run; let it be yours '
-            'alone, or name another folder in XDG_CACHE_HOME'
+            f'others can write in {folder}, and so place code that would be run; take their '
+            'permission away (chmod go-w), or name another folder in XDG_CACHE_HOME'
         )
     return folder / f'attention-{name}.so'
 
@@ -100,8 +100,8 @@ def _compile(library: Path) -> None:
         _run([*compiler.split(), *FLAGS, '-c', str(SOURCE), '-o', str(compiled)])
         _run([*compiler.split(), '-shared', str(compiled), '-o', str(linked), _openmp(), *LINK])
         with linked.open('rb') as file:
-            os.fsync(file.fileno())  # loading half of one would end the process
-        linked.replace(library)  # whole or not at all, whoever else compiles it
+            os.fsync(file.fileno())  # loading half a library would end the process
+        linked.replace(library)  # an atomic write: another process may compile it too
 
 
 def _run(command: list[str]) -> None:
@@ -119,27 +119,27 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ['']
         first = next((line for line in lines if 'error' in line), lines[0])
-        raise RuntimeError(f'{" ".join(command)} failed: {first}; it takes GCC, which CXX may name')
+        raise RuntimeError(f'{" ".join(command)} failed: {first}; GCC is needed, CXX can name it')
 
 
 def _openmp() -> str:
-    """The OpenMP library that PyTorch runs its threads with: those of a second would be in the way.
+    """The OpenMP library that PyTorch uses: threads of a second one would compete with its own.
 
     Raises:
-        RuntimeError: If there is none.
+        RuntimeError: If PyTorch uses none that GCC can link.
     """
     maps = Path('/proc/self/maps').read_text(encoding='utf-8', errors='replace')
     files = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if '.so' in line}
     found = [file for file in files if OPENMP.match(Path(file).name)]
     if not found:
-        raise RuntimeError('PyTorch runs its threads without an OpenMP library that GCC knows')
+        raise RuntimeError('PyTorch runs its threads without an OpenMP library that GCC can link')
     packages = Path(torch.__file__).parents[1]
     own = str(packages / 'torch') + os.sep, str(packages / 'torch.libs') + os.sep
-    return min(found, key=lambda file: (not file.startswith(own), file))  # others bring their own
+    return min(found, key=lambda file: (not file.startswith(own), file))  # packages bring others
 
 
 def _features() -> str:
-    """What the processor can do, in the kernel's words."""
+    """The processor's features, as the kernel lists them."""
     for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
         if line.lower().startswith(('flags', 'features')):
             return line

@@ -1,7 +1,7 @@
 """The backward kernels: gradients by query region and by key region, without atomics.
 
-Probabilities are recomputed from what forward keeps of each row. With p = softmax(logits) and
-``delta`` = sum(out * grad_out), the gradient of the logits is p * (grad_out @ v.T - delta).
+Probabilities are recomputed from the statistics that forward keeps of each row. The gradient of the
+logits is p * (grad_out @ v.T - delta), with p = softmax(logits), ``delta`` = sum(out * grad_out).
 """
 
 import triton
@@ -83,7 +83,7 @@ def grad_of_query(
     MASKED: tl.constexpr,
     ONE_REGION: tl.constexpr,
 ):
-    """One program per tile of a query region and head, as forward; also writes ``delta``."""
+    """One program for each tile of a query region and head, as in forward; writes ``delta`` too."""
     image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
     key += image * key_b + head * DIM * key_c
@@ -148,7 +148,7 @@ def grad_of_query(
             value, ky * value_y + kx * value_x, listed, value_c, VALUE_DIM, BLOCK_VALUE_DIM
         )
         logits = tl.dot(q, tl.trans(k), input_precision='ieee') * scale_log2
-        # Masked before the exponential, which could overflow where it does not count.
+        # Masked before the exponential, which could overflow for keys that do not count.
         if ALL:
             count = load_counts(counts, row_region, exists, start, counted, BLOCK_COLUMNS)
             logits = tl.where(count > 0, logits, float('-inf'))
@@ -231,10 +231,10 @@ def grad_of_key_and_value(
     ONE_REGION: tl.constexpr,
     ONE_PASS: tl.constexpr,
 ):
-    """One program per tile of a key region and head; its columns are keys, rows the queries.
+    """One program for each tile of a key region and head; columns are keys, rows are queries.
 
-    A region that nobody is routed to gets zeros. With ``ONE_PASS`` every query meets all its keys
-    right here, and its gradient is written too.
+    A region that no query is routed to gets zeros. With ``ONE_PASS`` a program holds all keys of
+    its queries, and writes their gradient too.
     """
     image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
@@ -312,7 +312,7 @@ def grad_of_key_and_value(
             p = tl.exp2(logits - top[:, None]) * share[:, None] * count
         else:
             if ONE_PASS and MASKED:
-                # Of keys that do not exist the exponential may overflow; dq sums over them.
+                # The exponential may overflow for keys that do not exist, and dq sums over them.
                 logits = tl.where(exists[None, :], logits, float('-inf'))
             p = tl.exp2(logits - top[:, None]) * share[:, None]
         dv = add_product(tl.trans(p.to(do.dtype)), do, dv)

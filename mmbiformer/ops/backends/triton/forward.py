@@ -1,4 +1,4 @@
-"""The forward kernel: one program attends for one tile of a query region and one head."""
+"""The forward kernel: one program for each tile of a query region and each head."""
 
 import triton
 import triton.language as tl
@@ -73,10 +73,10 @@ def attend(
     ONE_REGION: tl.constexpr,
     ONE_TILE: tl.constexpr,
 ):
-    """Softmax over the routed tokens, tile by tile; ``ALL`` goes over all tokens, by counts.
+    """Softmax over the routed tokens, tile by tile; with ``ALL`` over all tokens, by counts.
 
-    ``stats`` gets the largest logit, to base 2, and one over the sum of the exponentials below it,
-    (B, heads, 2, H * W). Their one logarithm would be rounded where logits are large.
+    ``stats``, (B, heads, 2, H * W), gets the largest logit, to base 2, and one over the sum of the
+    exponentials relative to it. A single log-sum-exp would lose digits if logits are large.
     """
     image, region, tile, head = split_program(tiles, HEADS)
     query += image * query_b + head * DIM * query_c
@@ -139,7 +139,7 @@ def attend(
         elif MASKED:
             logits = tl.where(listed[None, :], logits, float('-inf'))
         new_top = tl.maximum(top, tl.max(logits, 1))
-        # A tile may hold nothing for a row; -inf - -inf would be NaN.
+        # A row may have no key in a tile, and -inf - -inf would be NaN.
         finite_top = tl.where(new_top == float('-inf'), 0.0, new_top)
         p = tl.exp2(logits - finite_top[:, None])
         if ALL:

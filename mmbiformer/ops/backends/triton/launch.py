@@ -1,4 +1,4 @@
-"""From tensors to launches: which way, which tiles, which grid."""
+"""From tensors to launches: which kernels, which tiles, which grid."""
 
 import functools
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ import triton
 from torch import Tensor
 
 from ...regions import num_regions
+from ...settings import Settings
 from . import LARGEST_IMAGE, span, too_far
 from .backward import grad_of_key_and_value, grad_of_query
 from .forward import attend
 from .routes import count_routes, invert_routes
 
-# By the side of a program's own tile: the other side, warps, and stages of loading ahead. The
-# fastest of those timed on an H200 with 32 channels a head in bfloat16.
+# For each side of a program's own tile: the other side, warps, and pipeline stages. These were the
+# fastest on an H200 with 32 channels a head in bfloat16.
 TILES = dict(
     attend={16: (64, 1, 2), 32: (64, 1, 2), 64: (32, 4, 2)},
     grad_of_query={16: (16, 1, 2), 32: (64, 2, 2), 64: (32, 4, 2)},
@@ -26,30 +27,20 @@ TILES_OF_ALL = dict(
     attend=(128, 32, 4, 3), grad_of_query=(64, 32, 4, 3), grad_of_key_and_value=(32, 32, 1, 2)
 )
 COUNT_BLOCK = 128
-# Where one load leads to another, Triton before 3.2 (torch before 2.6) takes three stages to load
-# ahead; with two it prints an error and loads as it goes.
-OLD = tuple(map(int, triton.__version__.split('.')[:2])) < (3, 2)
 
 
 def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """See :func:`mmbiformer.ops.schema.fused_attention`."""
     batch, height, width, _ = query.shape
-    if reason := too_far(query, key, value):  # where a graph was compiled for smaller ones
+    if reason := too_far(query, key, value):  # a graph may have been compiled for smaller ones
         raise RuntimeError(f'the fused attention cannot run: {reason}')
-    plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    plan = plan_of(query, key, value, routes, settings)
     with torch.cuda.device_of(query):
         routes = routes.contiguous()
         out = query.new_empty(batch, height, width, value.shape[3])
-        stats = query.new_empty(batch, num_heads, 2, height * width, dtype=torch.float32)
+        stats = query.new_empty(batch, settings.num_heads, 2, height * width, dtype=torch.float32)
         tensors = query, key, value, routes, plan.counts(routes), out, stats
         plan.launch(attend, tensors, (query, key, value))
     return out, stats
@@ -63,13 +54,10 @@ def backward(
     routes: Tensor,
     out: Tensor,
     stats: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
+    settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`mmbiformer.ops.schema.fused_attention_backward`."""
-    plan = plan_of(query, key, value, routes, num_heads, region_size, key_region_size, scale)
+    plan = plan_of(query, key, value, routes, settings)
     if span(grad_out) > LARGEST_IMAGE:
         grad_out = grad_out.contiguous()
     maps = query, key, value, grad_out
@@ -88,42 +76,23 @@ def backward(
 
 
 def plan_of(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    routes: Tensor,
-    num_heads: int,
-    region_size: Sequence[int],
-    key_region_size: Sequence[int],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, routes: Tensor, settings: Settings
 ) -> 'Plan':
-    """The plan of a call, made once for each geometry: that takes longer than a launch."""
-    return _cached_plan(
-        query.shape,
-        key.shape,
-        value.shape,
-        routes.shape,
-        query.element_size(),
-        num_heads,
-        tuple(region_size),
-        tuple(key_region_size),
-        scale,
-    )
+    """The plan of a call, made once for each geometry: making it takes longer than a launch."""
+    shapes = query.shape, key.shape, value.shape, routes.shape
+    return _cached_plan(*shapes, query.element_size(), settings)
 
 
 class Plan:
     """The geometry of a call, and how each kernel works on it.
 
     Args:
-        query: Shape of the queries, as the others (B, H, W, C).
-        key: Shape of the keys.
-        value: Shape of the values.
+        query: Shape of the queries, (B, Hq, Wq, C).
+        key: Shape of the keys, (B, Hk, Wk, C).
+        value: Shape of the values, (B, Hk, Wk, Cv).
         routes: Shape of the routes, (B, Rq, k).
-        element_size: Of the maps, in bytes.
-        num_heads: Number of heads.
-        region_size: Height and width of a query region, in tokens.
-        key_region_size: Height and width of a key region, in tokens.
-        scale: Factor on the logits.
+        element_size: Bytes of a number in the maps.
+        settings: Heads, region sizes and scale.
     """
 
     def __init__(
@@ -133,15 +102,12 @@ class Plan:
         value: torch.Size,
         routes: torch.Size,
         element_size: int,
-        num_heads: int,
-        region_size: tuple[int, int],
-        key_region_size: tuple[int, int],
-        scale: float,
+        settings: Settings,
     ) -> None:
+        self.num_heads, region_size, key_region_size, scale = settings
         self.batch, self.regions, self.topk = routes
         self.key_regions = prod(num_regions(key[1:3], key_region_size))
-        self.dims = query[3] // num_heads, value[3] // num_heads
-        self.num_heads = num_heads
+        self.dims = query[3] // self.num_heads, value[3] // self.num_heads
         self.scales = scale, scale / log(2)  # for exponentials to base 2, rounded once
         self.element_size = element_size
         columns = num_regions(query[1:3], region_size)[1]
@@ -156,8 +122,8 @@ class Plan:
         )
         self.ragged = not (divides(region_size, query) and divides(key_region_size, key))
         self.tokens, self.key_tokens = prod(region_size), prod(key_region_size)
-        # Tensor cores take 16 rows: where regions hold fewer, the rest of a tile would be idle, and
-        # it can be cheaper to let all tokens attend to all, by how often their regions are routed.
+        # Tensor cores take 16 rows. If regions hold fewer, the rest of a tile would be idle, and it
+        # can be cheaper to let all tokens attend to all, weighted by how often they are routed.
         cheaper = self.tokens < 16 and self.key_regions * self.tokens <= 16 * self.topk
         # Counts are in half precision, exact up to 2048.
         self.all = cheaper and self.topk <= 2048
@@ -165,7 +131,7 @@ class Plan:
         self.counted = triton.cdiv(key_total, COUNT_BLOCK) * COUNT_BLOCK if self.all else 0
         names = 'attend', 'grad_of_query', 'grad_of_key_and_value'
         self.tilings = {name: self.tiling(name) for name in names}
-        # Where all keys of a query are in one tile, one kernel makes all gradients.
+        # If one tile holds all keys of a query, one kernel computes all gradients.
         _, tiles, constants = self.tilings['grad_of_key_and_value']
         self.one_pass = self.topk == 1 and not self.all and tiles == 1
         constants['ONE_PASS'] = self.one_pass
@@ -178,7 +144,7 @@ class Plan:
         Args:
             kernel: One of the attention kernels.
             tensors: Its tensors, in order.
-            maps: The maps among them whose strides it takes.
+            maps: The maps among the tensors whose strides it takes.
         """
         regions, tiles, constants = self.tilings[kernel.__name__]
         if self.batch:
@@ -203,8 +169,8 @@ class Plan:
             regions, queries, keys = self.regions, self.tokens, self.topk * self.key_tokens
         else:  # queries: on average
             regions, queries, keys = self.key_regions, self.topk * self.tokens, self.key_tokens
-        # Tiles must fit into registers: the wider a token's head, the fewer tokens, the more warps.
-        # Float32 is multiplied without tensor cores, which takes twice as many.
+        # Tiles must fit into registers: wider heads mean fewer tokens and more warps. Float32 is
+        # multiplied without tensor cores, which takes twice as many warps.
         wider = max(1, padded(max(self.dims)) * self.element_size // 64)
         wider *= self.element_size // 2
         most = max(32, 128 // wider)
@@ -215,14 +181,12 @@ class Plan:
             other, warps, stages = TILES[kernel][own]
             rows, columns = (own, other) if by_query else (other, own)
         one_tile = kernel == 'attend' and keys <= min(64, most)
-        if one_tile:  # no running maximum, and nothing to load ahead
+        if one_tile:  # needs no running maximum and nothing loaded ahead
             columns, stages = 64, 1
         rows, columns = min(rows, most, padded(queries)), min(columns, most, padded(keys))
-        # Of tiles that go through a list: where each holds one region, it is looked up once.
+        # If each tile along the list holds exactly one region, the region is looked up once.
         one_region = columns == self.key_tokens if by_query else rows == self.tokens
         one_region &= not self.all
-        if OLD and stages == 2 and not (self.all or one_region):
-            stages = 3
         constants = dict(
             HEADS=self.num_heads,
             DIM=self.dims[0],
@@ -247,7 +211,7 @@ class Plan:
     def counts(self, routes: Tensor) -> Tensor:
         """How often each key is listed for each query region, (B, Rq, tokens in regions).
 
-        Only needed, and only counted, where all tokens attend to all.
+        Counted only if all tokens attend to all; nothing else needs it.
         """
         if not (self.all and self.batch):
             return routes
@@ -266,9 +230,9 @@ class Plan:
         return counts
 
     def inverse(self, routes: Tensor) -> tuple[Tensor, Tensor]:
-        """Query regions by the key region they are routed to, and where each one's list starts.
+        """Query regions by the key region they are routed to, and the start of each region's list.
 
-        Only needed, and only made, where tokens do not all attend to all.
+        Made unless all tokens attend to all, which does not need it.
         """
         if self.all or not self.batch:
             return routes, routes
@@ -298,10 +262,10 @@ def divides(region_size: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def inverses(region_size: Sequence[int], columns: int) -> tuple[float, float, float]:
-    """One over a region's tokens, its width, and the number of regions in a row."""
+    """One over each of: a region's tokens, its width, the number of regions in a row."""
     return 1 / prod(region_size), 1 / region_size[1], 1 / columns
 
 
 def padded(n: int) -> int:
-    """The next power of two that tensor cores take as the side of a tile."""
+    """The next power of two, at least the 16 that tensor cores take as the side of a tile."""
     return max(16, triton.next_power_of_2(n))

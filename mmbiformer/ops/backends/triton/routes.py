@@ -1,4 +1,4 @@
-"""Kernels over the routes alone: who is routed here, and how often."""
+"""Kernels over the routes alone: which regions are routed here, and how often."""
 
 import triton
 import triton.language as tl
@@ -10,9 +10,9 @@ from .tiles import place_tokens, quotient
 def invert_routes(routes, listing, starts, regions, topk, key_regions, BLOCK: tl.constexpr):
     """List for each key region the query regions routed to it, in order and with repetitions.
 
-    One program per image and key region, and one past the last. Key region r of an image owns
-    ``listing[starts[r]:starts[r + 1]]``: what comes before is counted, so programs need neither
-    sorting nor atomics.
+    One program runs for each image and key region, and one more past the last region. Key region r
+    of an image owns ``listing[starts[r]:starts[r + 1]]``. Each program counts the entries before
+    its own, so neither sorting nor atomics are needed.
     """
     image = (tl.program_id(0) // (key_regions + 1)).to(tl.int64)
     mine = tl.program_id(0) % (key_regions + 1)
@@ -51,7 +51,7 @@ def count_routes(
 ):
     """How often each token is listed for each query region, zero beyond the edge of the map.
 
-    Tokens are numbered region by region. One program per query region and BLOCK tokens.
+    Tokens are numbered region by region. One program runs for each query region and BLOCK tokens.
     """
     program = tl.program_id(0).to(tl.int64)
     start = tl.program_id(1) * BLOCK

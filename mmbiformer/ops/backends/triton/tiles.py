@@ -1,8 +1,8 @@
 """What the kernels share: which token of the map is meant, and how much a pair counts.
 
 Rows and columns of a tile are numbered along a *listing*: the tokens of the listed regions, region
-by region, or with ``ALL`` simply all tokens of the map. The tokens are then loaded from where they
-lie, so that nothing is ever copied into regions.
+by region, or with ``ALL`` all tokens of the map. The tokens are loaded in place, and never copied
+into regions.
 
 ``per_token``, ``per_w`` and ``per_column`` are one over a region's tokens, over its width and over
 the number of regions side by side.
@@ -11,7 +11,7 @@ the number of regions side by side.
 import triton
 import triton.language as tl
 
-# Compiled once for all values: maps and regions come in many sizes.
+# Kernels are compiled once for all values of these: maps and regions come in many sizes.
 SIZES = (
     *('height', 'width', 'h', 'w', 'regions', 'columns'),
     *('key_height', 'key_width', 'key_h', 'key_w', 'key_regions', 'key_columns'),
@@ -21,7 +21,7 @@ SIZES = (
 
 @triton.jit
 def split_program(tiles, HEADS: tl.constexpr):
-    """This program's image, region, tile and head; heads are next to one another in memory."""
+    """This program's image, region, tile and head; the heads of a token are adjacent in memory."""
     program = tl.program_id(0)
     head = program % HEADS
     program //= HEADS
@@ -30,7 +30,7 @@ def split_program(tiles, HEADS: tl.constexpr):
 
 @triton.jit
 def quotient(n, inverse):
-    """n // d for n up to 2**20, by 1 / d: several times faster than division of integers."""
+    """n // d for n up to 2**20, from 1 / d: several times faster than integer division."""
     return ((n.to(tl.float32) + 0.5) * inverse).to(tl.int32)
 
 
@@ -53,9 +53,9 @@ def listed_tokens(
     MASKED: tl.constexpr,
     ONE_REGION: tl.constexpr,
 ):
-    """Region, row and column on the map, and existence, of BLOCK tokens from ``start`` on.
+    """Region, row, column and existence of BLOCK tokens from ``start`` on.
 
-    ``ONE_REGION``: they are all the tokens of one region.
+    With ``ONE_REGION`` they are exactly the tokens of one region.
     """
     if ONE_REGION:
         region = tl.load(listing + start // BLOCK).to(tl.int32)
@@ -67,7 +67,7 @@ def listed_tokens(
         slot = quotient(number, per_token)
         region = first + slot
         offset = number - slot * tokens
-    # Nothing but this is computed once more where a mask of logits has another layout.
+    # Only this is computed twice if a mask of logits has another layout.
     exists = tl.full([BLOCK], True, tl.int1)
     if MASKED and not ONE_REGION:
         exists = tl.arange(0, BLOCK) < length * tokens - start
@@ -97,7 +97,7 @@ def own_tokens(
     RAGGED: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """The same for a tile of the program's own region, or with ``ALL`` of all of them."""
+    """The same for a tile of the program's own region, or with ``ALL`` of all regions."""
     number = tile * BLOCK + tl.arange(0, BLOCK)
     offset = number
     exists = tl.full([BLOCK], True, tl.int1)
@@ -114,7 +114,7 @@ def own_tokens(
 
 @triton.jit
 def place_tokens(offset, region, h, w, columns, per_w, per_column):
-    """Row and column on the map of tokens numbered in their region, ``columns`` side by side."""
+    """Row and column on the map of tokens given by region, and by number in their region."""
     region_y = quotient(region, per_column)
     token_y = quotient(offset, per_w)
     return region_y * h + token_y, (region - region_y * columns) * w + offset - token_y * w
@@ -122,7 +122,7 @@ def place_tokens(offset, region, h, w, columns, per_w, per_column):
 
 @triton.jit
 def load_tokens(base, offset, exists, stride_c, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile (tokens, BLOCK) of one head; zero beyond the map and beyond DIM."""
+    """A tile (tokens, BLOCK) of one head, with zeros beyond the map and beyond DIM."""
     channel = tl.arange(0, BLOCK)
     pointers = base + (offset[:, None] + (channel * stride_c)[None, :])
     return tl.load(pointers, mask=tile_mask(exists, DIM, BLOCK), other=0.0)
@@ -130,7 +130,7 @@ def load_tokens(base, offset, exists, stride_c, DIM: tl.constexpr, BLOCK: tl.con
 
 @triton.jit
 def tile_mask(exists, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """(tokens, BLOCK): which tokens and channels there are."""
+    """(tokens, BLOCK): which tokens and channels exist."""
     mask = exists[:, None]
     if DIM < BLOCK:
         mask = mask & (tl.arange(0, BLOCK) < DIM)[None, :]
@@ -156,11 +156,11 @@ def load_counts(counts, region, exists, start, stride, BLOCK: tl.constexpr):
 
 @triton.jit
 def add_product(a, b, total):
-    """total + a @ b, float32 or wider.
+    """total + a @ b, in float32.
 
-    In float32 the product is summed on its own: one sum over all tiles, term by term, would lose
-    digits where thousands of queries look at a region. What it starts from is no constant, as
-    Triton would turn a product with a constant zero and the sum after it into one again.
+    In float32 each tile's product is summed on its own: one running sum over all tiles would lose
+    digits if thousands of queries attend to a region. The product starts from ``total * 0.0``
+    because Triton would fuse a product that starts from a constant zero with the sum after it.
     """
     if a.dtype == tl.float32:
         total += tl.dot(a, b, total * 0.0, input_precision='ieee')

@@ -1,0 +1,176 @@
+"""What the export commands share: options, and the way from a config to a checked file."""
+
+import argparse
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..errors import UserError
+from ..export.graph import Exportable, trace
+from ..export.verify import Runner, check
+from ..files import PARTIAL
+from ..models.base import Backbone
+from ..weights.fit import check_fit, load_whole_model
+from .options import add_config_options, image_size, read_config
+from .runner import build_model
+
+ODD_SIZE = 203, 321
+"""Height and width in pixels at which a file for any size is checked."""
+
+
+def run_export(
+    description: str,
+    suffix: str,
+    needs: tuple[str, ...],
+    note: str,
+    write: Callable[[ExportedProgram, Path, Exportable], None],
+    load: Callable[[Path], Runner],
+) -> None:
+    """Run an export command: build the model, trace, write, check, rename.
+
+    Args:
+        description: What the command does.
+        suffix: Suffix of its files.
+        needs: Packages that it needs.
+        note: What to tell the user about the format.
+        write: Writes a graph to a file.
+        load: Loads such a file.
+
+    Raises:
+        UserError: If a package is not installed, an option does not fit, the checkpoint does not
+            fit the model, or the file differs from PyTorch.
+    """
+    args = _parse_args(description, suffix)
+    missing = [name for name in needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f'{" and ".join(missing)} not installed; install this package with its extra '
+            "'export': pip install -e '.[export]'"
+        )
+    if args.out.suffix != suffix:
+        raise UserError(f'--out {args.out}: the name must end in {suffix}')
+    if args.out.exists():
+        raise UserError(f'{args.out} exists already; remove it or choose another name')
+    cfg = read_config(args)
+    net = Exportable(_build(cfg, args.checkpoint, args.backbone), any_size=args.shape is None)
+    size = _image_size(cfg, args.shape, net)
+    if args.checkpoint is None:
+        print('no CHECKPOINT is given: the weights are random')
+
+    # The file gets its name only after the check. Its folder has the same name each time, so that
+    # the next export replaces what a killed one left.
+    folder = args.out.with_name(f'.{args.out.name}{PARTIAL}')
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        partial = folder / args.out.name
+        print('1/3 tracing the graph', flush=True)
+        program = trace(net, size)
+        print(f'2/3 writing the {suffix} file, which takes minutes', flush=True)
+        write(program, partial, net)
+        print('3/3 running it beside PyTorch', flush=True)
+        result = check(net, load(partial), size)
+        os.replace(partial, args.out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    sides = 'height, width' if net.any_size else f'{size[0]}, {size[1]}'
+    shape = f'(batch, {net.backbone.in_channels}, {sides})'
+    print(f'wrote {args.out}: {args.out.stat().st_size / 2**20:.1f} MiB, {note}')
+    print(f'  input: images {shape}, float32, normalized: {_normalization(cfg)}')
+    print(f'  outputs: {", ".join(net.output_names)}')
+    print(f'  {result}')
+
+
+def _parse_args(description: str, suffix: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    add_config_options(parser)
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        metavar='CHECKPOINT',
+        help='checkpoint of the whole model (default: random weights)',
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar=f'FILE{suffix}', help='file to write'
+    )
+    parser.add_argument(
+        '--backbone',
+        action='store_true',
+        help="export the backbone's feature maps, for images of any size or of --shape",
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='height and width of the images, or one number for both (default: 224, with '
+        '--backbone any)',
+    )
+    return parser.parse_args()
+
+
+def _build(cfg: Config, checkpoint: str | None, backbone_only: bool) -> nn.Module:
+    """Build the model with its weights, or its backbone.
+
+    Args:
+        cfg: The whole config; changed in place.
+        checkpoint: Path or URL of the whole model's weights; None for random ones.
+        backbone_only: Whether to return the backbone alone.
+
+    Raises:
+        UserError: If the backbone is another library's, or the model is no classifier and not only
+            the backbone is wanted.
+        CheckpointError: If the checkpoint does not fit the model.
+    """
+    model = build_model(cfg)
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, Backbone):
+        raise UserError(
+            f'{cfg.filename}: only backbones of mmbiformer are exported, and this one is of type '
+            f'{type(backbone).__name__}'
+        )
+    if cfg.get('default_scope') != 'mmpretrain' and not backbone_only:
+        raise UserError(
+            f'{cfg.filename}: only classifiers are exported whole, and this model is of type '
+            f'{type(model).__name__}; --backbone exports the feature maps'
+        )
+    if checkpoint is not None:
+        loaded = load_whole_model(checkpoint)
+        check_fit(model, loaded, checkpoint)
+        weights = loaded['state_dict']
+        # check_fit has found all that the model needs; a file may hold more.
+        model.load_state_dict(
+            {name.removeprefix('module.'): weights[name] for name in weights}, strict=False
+        )
+    return backbone if backbone_only else model
+
+
+def _image_size(cfg: Config, shape: list[int] | None, net: Exportable) -> tuple[int, int]:
+    """Height and width as asked for; raises UserError if they are too small."""
+    least = net.backbone.min_size
+    if shape is None and net.any_size:
+        return max(ODD_SIZE[0], least[0]), max(ODD_SIZE[1], least[1])
+    size = image_size(cfg, shape)
+    if size[0] < least[0] or size[1] < least[1]:
+        raise UserError(
+            f'--shape {size[0]} {size[1]}: this model needs images of at least '
+            f'{least[0]}x{least[1]} pixels'
+        )
+    return size
+
+
+def _normalization(cfg: Config) -> str:
+    """What the data preprocessor does to pixels."""
+    settings = {
+        **(cfg.get('data_preprocessor') or {}),
+        **(cfg.model.get('data_preprocessor') or {}),
+    }
+    order = 'RGB' if settings.get('to_rgb') or settings.get('bgr_to_rgb') else 'BGR'
+    return f'{order}, mean {settings.get("mean")}, std {settings.get("std")}'

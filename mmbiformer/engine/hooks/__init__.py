@@ -1,0 +1,17 @@
+"""Hooks of MMEngine."""
+
+from .check_classes import CheckClassesHook, ClassCountError
+from .check_finite import CheckFiniteHook, NotFiniteError
+from .checkpoint import CheckpointHook
+from .ema import SideEMAHook
+from .sanity import SanityRunHook
+
+__all__ = [
+    'CheckClassesHook',
+    'CheckFiniteHook',
+    'CheckpointHook',
+    'ClassCountError',
+    'NotFiniteError',
+    'SanityRunHook',
+    'SideEMAHook',
+]

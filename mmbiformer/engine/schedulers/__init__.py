@@ -1,0 +1,5 @@
+"""Schedules of the learning rate."""
+
+from .lagging_cosine import LaggingCosineLR
+
+__all__ = ['LaggingCosineLR']

@@ -1,0 +1,83 @@
+"""ONNX files: written from a graph, run in ONNX Runtime."""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from .graph import Exportable
+from .verify import Runner
+
+OPSET = 18
+
+
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None):
+    """Attention in nodes that ONNX Runtime fuses; PyTorch's own transpose all keys first."""
+    from onnxscript import opset18 as op
+
+    scale = op.Constant(value_float=query.shape[3] ** -0.5 if scale is None else scale)
+    logits = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if attn_mask is not None:
+        logits = op.Add(logits, attn_mask)
+    return op.MatMul(op.Softmax(logits, axis=-1), value)
+
+
+def _gelu(x, approximate='none'):
+    """GELU in the order of nodes that ONNX Runtime fuses; PyTorch's own have another."""
+    from onnxscript import opset18 as op
+
+    erf = op.Erf(op.Div(x, op.Constant(value_float=math.sqrt(2))))
+    product = op.Mul(x, op.Add(erf, op.Constant(value_float=1.0)))
+    return op.Mul(product, op.Constant(value_float=0.5))
+
+
+def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
+    """Write an ONNX file; its input is ``images``, its outputs are ``net.output_names``."""
+    onnx_program = torch.onnx.export(
+        program,
+        input_names=['images'],
+        output_names=net.output_names,
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+        custom_translation_table={
+            torch.ops.aten.scaled_dot_product_attention.default: _attention,
+            torch.ops.aten.gelu.default: _gelu,
+        },
+    )
+    proto = onnx_program.model_proto
+    # PyTorch calls the open sizes s77, u0 or so; those of map1 become batch, height1 and width1.
+    names: dict[str, str] = {}
+    for value in (*proto.graph.input, *proto.graph.output):
+        stage = value.name.removeprefix('map') if value.name.startswith('map') else ''
+        axes = 'batch', 'channels', f'height{stage}', f'width{stage}'
+        for dim, name in zip(value.type.tensor_type.shape.dim, axes, strict=False):  # logits: two
+            if dim.dim_param:
+                names.setdefault(dim.dim_param, name)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                terms = names.get(dim.dim_param, dim.dim_param)
+                dim.dim_param = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), terms)
+    path.write_bytes(proto.SerializeToString())
+
+
+def run_onnx(path: Path, threads: int = 0) -> Runner:
+    """Load an ONNX file into ONNX Runtime, on CPU.
+
+    Args:
+        path: The file.
+        threads: Number of threads. Defaults to 0: one for each core.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), options, providers=['CPUExecutionProvider']
+    )
+    return lambda images: [
+        torch.from_numpy(x) for x in session.run(None, {'images': images.numpy()})
+    ]

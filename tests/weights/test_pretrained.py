@@ -1,0 +1,153 @@
+"""A backbone's ``init_cfg=dict(type='Pretrained', checkpoint=FILE)``."""
+
+import argparse
+from collections import OrderedDict
+
+import pytest
+import safetensors.torch
+import torch
+from mmengine.logging import MMLogger
+from mmengine.runner import load_checkpoint
+from torch import nn
+
+from mmbiformer.errors import CheckpointError
+from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models.biformer import ARCHS
+from mmbiformer.registry import MODELS
+from mmbiformer.weights.names import convert_released
+from tests.helpers.backbones import toy
+from tests.helpers.goldens import Golden
+
+RAN = []
+
+
+class Asks:
+    """Is pickled as a call."""
+
+    def __reduce__(self):
+        return RAN.append, (1,)
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    """A file as the authors release them, with more beside the weights than tensors."""
+    path = tmp_path_factory.mktemp('released') / 'biformer_tiny_best.pth'
+    content = dict(
+        model=OrderedDict(Golden('biformer_tiny_cls').released()),
+        optimizer=dict(state={}, param_groups=[dict(lr=0.1)]),
+        epoch=299,
+        args=argparse.Namespace(lr=5e-4, hook=Asks()),
+    )
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def expected():
+    return convert_released(Golden('biformer_tiny_cls').released())
+
+
+def pretrained(path, **settings):
+    return dict(type='Pretrained', checkpoint=str(path), **settings)
+
+
+def assert_loaded(net, weights, prefix='backbone.'):
+    for name, value in net.state_dict().items():
+        if f'{prefix}{name}' in weights:
+            assert torch.equal(value, weights[f'{prefix}{name}'].to(value.dtype)), name
+
+
+def test_released_file(released, expected):
+    cfg = dict(type='mmbiformer.BiFormer', arch='tiny', final_norm=True)
+    net = MODELS.build(dict(cfg, init_cfg=pretrained(released)))
+    net.init_weights()
+    assert {f'backbone.{name}' for name in net.state_dict()} < expected.keys()
+    assert_loaded(net, expected)
+    whole = nn.ModuleDict(dict(backbone=BiFormer(arch='tiny', final_norm=True)))
+    load_checkpoint(whole, str(released))
+    assert_loaded(whole.backbone, expected)
+    assert RAN == []
+
+
+@pytest.mark.parametrize('prefix', [None, 'backbone', 'backbone.'])
+def test_classification_weights_in_a_dense_backbone(released, expected, prefix, tmp_path):
+    """The norms of the maps are new, the final norm goes; one line names both."""
+    # MMEngine logs to the logger made last.
+    MMLogger.get_instance(f'new {prefix}', log_file=str(tmp_path / 'log'))
+    settings = {} if prefix is None else dict(prefix=prefix)
+    net = BiFormer('tiny', region_grid=16, init_cfg=pretrained(released, **settings))
+    net.init_weights()
+    new = {name for name in net.state_dict() if f'backbone.{name}' not in expected}
+    assert new == {f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias')}
+    assert_loaded(net, expected)
+    *_, line = (tmp_path / 'log').read_text().splitlines()
+    assert 'new: norm0, norm1, norm2, norm3; left out: head, norm' in line
+
+
+def test_dense_backbone_of_fewer_maps(tmp_path):
+    """The norm that the authors' RetinaNet does not use is left out."""
+    weights = Golden('biformer_small_det').released()
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in weights.items()}), path)
+    net = BiFormer('small', out_indices=(1, 2, 3), init_cfg=pretrained(path))
+    net.init_weights()
+    assert torch.equal(net.norm3.weight, weights['extra_norms.3.weight'])
+
+
+@pytest.mark.parametrize('kind', ['.pth', '.safetensors'])
+@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_our_names(kind, prefix, dtype, tmp_path):
+    weights = {f'{prefix}{name}': value for name, value in toy().to(dtype).state_dict().items()}
+    path = tmp_path / f'x{kind}'
+    if kind == '.pth':
+        torch.save(weights, path)
+    else:
+        safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, path)
+    net = toy(init_cfg=pretrained(path))
+    net.init_weights()
+    assert_loaded(net, weights, prefix)
+
+
+@pytest.mark.parametrize('source', ['released', 'ours'])
+@pytest.mark.parametrize(('arch', 'other'), [('stl', 'stl_nchw'), ('stl_nchw', 'stl')])
+def test_stl_and_stl_nchw_are_told_apart(arch, other, source, tmp_path):
+    """Shapes are the same. What the LePE convolves is told by the name of a parameter."""
+
+    def model(arch, **kwargs):
+        return BiFormer(dict(ARCHS[arch], depths=(1, 1, 1, 1)), final_norm=True, **kwargs)
+
+    weights = model(arch).state_dict()
+    if source == 'released':
+        weights = {
+            name: torch.zeros(shape)
+            for name, shape in Golden(f'biformer_{arch}_cls').shapes().items()
+            if 'blocks' not in name or '.blocks.0.' in name
+        }
+    path = tmp_path / 'x.pth'
+    torch.save(dict(state_dict=weights), path)
+    model(arch, init_cfg=pretrained(path)).init_weights()
+    with pytest.raises(CheckpointError, match=r'lepe\.weight is missing'):
+        model(other, init_cfg=pretrained(path)).init_weights()
+
+
+REFUSED = {  # what the file holds, and what is said of it
+    'another arch': (
+        lambda: BiFormer(dict(ARCHS['tiny'], depths=(1, 1, 2, 1))).state_dict(),
+        r'is \(32, 3, 3, 3\) instead of \(16, 3, 3, 3\)',
+    ),
+    'another family': (lambda: toy(DeBiFormer).state_dict(), ''),
+    'another model': (lambda: {'conv1.weight': torch.ones(1), 'norm3.weight': torch.ones(1)}, ''),
+    'fewer blocks': (lambda: {k: v for k, v in toy().state_dict().items() if '2.1.' not in k}, ''),
+    'no weights': (lambda: dict(state_dict={}), 'is missing'),
+}
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_files_that_do_not_fit(kind, tmp_path):
+    content, message = REFUSED[kind]
+    path = tmp_path / 'x.pth'
+    torch.save(content(), path)
+    message = rf'x\.pth does not fit this BiFormer: .*{message}.*https://github\.com'
+    with pytest.raises(CheckpointError, match=message):
+        toy(init_cfg=pretrained(path)).init_weights()
