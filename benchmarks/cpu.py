@@ -209,7 +209,7 @@ def run_case(args: argparse.Namespace) -> None:
 
 
 def measure_peak(net: nn.Module, x: torch.Tensor) -> int:
-    """What one step adds to the resident set of this process, in bytes."""
+    """Measure the bytes that one step adds to the resident set of this process."""
     status = Path('/proc/self/status')
     base = int(status.read_text().split('VmRSS:')[1].split()[0])
     training_step(net, x)()

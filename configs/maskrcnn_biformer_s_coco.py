@@ -23,7 +23,8 @@ optim_wrapper = dict(
     # BatchNorms of stem and downsampling and all biases decay.
     paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
 )
-# MMEngine's warm-up reaches 1 one iteration before its end: 501 gives 1 at iteration 500.
+# MMEngine's warm-up reaches 1 one iteration before its end
+# (findings/mmengine-schedules-end-early.sh): 501 gives 1 at iteration 500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),

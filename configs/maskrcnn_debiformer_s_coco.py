@@ -14,7 +14,8 @@ optim_wrapper = dict(
         custom_keys={'norm': dict(decay_mult=0.0), 'rpe_table': dict(decay_mult=0.0)}
     ),
 )
-# MMEngine's warm-up reaches 1 one iteration before its end: 1501 gives 1 at iteration 1500.
+# MMEngine's warm-up reaches 1 one iteration before its end
+# (findings/mmengine-schedules-end-early.sh): 1501 gives 1 at iteration 1500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1501),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),

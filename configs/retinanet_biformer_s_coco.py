@@ -21,7 +21,8 @@ optim_wrapper = dict(
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4),
 )
-# MMEngine's warm-up reaches 1 one iteration before its end: 501 gives 1 at iteration 500.
+# MMEngine's warm-up reaches 1 one iteration before its end
+# (findings/mmengine-schedules-end-early.sh): 501 gives 1 at iteration 500.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 11], gamma=0.1),

@@ -55,7 +55,8 @@ optim_wrapper = dict(
     loss_scale=512.0,
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=1e-4),
 )
-# MMEngine's warm-up reaches 1 one iteration before its end: 1001 gives 1 at iteration 1000.
+# MMEngine's warm-up reaches 1 one iteration before its end
+# (findings/mmengine-schedules-end-early.sh): 1001 gives 1 at iteration 1000.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=1001),
     dict(type='CosineAnnealingLR', eta_min_ratio=1e-8, by_epoch=False, begin=0, end=80000),

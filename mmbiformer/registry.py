@@ -16,7 +16,8 @@ from mmengine.registry import Registry as MMEngineRegistry
 class Registry(MMEngineRegistry):
     """A registry that finds its own entries under any default scope.
 
-    MMEngine's registry would ask the registry of the default scope instead of itself.
+    MMEngine's registry would ask the registry of the default scope instead of itself
+    (findings/mmengine-registry-scope.sh).
     """
 
     def build(self, cfg: dict, *args: Any, **kwargs: Any) -> Any:

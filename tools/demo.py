@@ -134,7 +134,7 @@ def draw_predictions(cfg: Config, checkpoint: Path, draw: Callable[..., None], o
 
 @dataclass(frozen=True)
 class Demo:
-    """What one task shows.
+    """One task of the demo.
 
     Attributes:
         prefix: Beginning of its configs' names.

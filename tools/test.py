@@ -62,6 +62,8 @@ def paint(cfg: Config, folder: str) -> None:
     elif host == 'mmseg':
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
+        # To paint, MMSegmentation 1.2 asks the training loop, which would load its data.
+        cfg.train_cfg = cfg.train_dataloader = cfg.optim_wrapper = cfg.param_scheduler = None
     else:
         hook.update(draw=True, test_out_dir=os.path.abspath(folder))
 

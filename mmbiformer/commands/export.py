@@ -1,4 +1,4 @@
-"""What the export commands share: options, and the way from a config to a checked file."""
+"""Shared by the export commands: options, and the way from a config to a checked file."""
 
 import argparse
 import importlib.util
@@ -167,7 +167,7 @@ def _image_size(cfg: Config, shape: list[int] | None, net: Exportable) -> tuple[
 
 
 def _normalization(cfg: Config) -> str:
-    """What the data preprocessor does to pixels."""
+    """Describe the normalization of the data preprocessor."""
     settings = {
         **(cfg.get('data_preprocessor') or {}),
         **(cfg.model.get('data_preprocessor') or {}),

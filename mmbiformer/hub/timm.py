@@ -248,7 +248,7 @@ def checkpoint_filter_fn(
 
 
 def _cfg(family: type[HierarchicalBackbone], name: str, arch: str) -> dict[str, Any]:
-    """What timm is to know of a model's weights and the images that they expect."""
+    """Give timm the facts about a model's weights and the images that they expect."""
     url = family.released.get(arch)
     return dict(
         # The authors' addresses all end alike, so timm is told the name for its cache.

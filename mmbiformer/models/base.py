@@ -1,4 +1,4 @@
-"""What every backbone here promises to the host libraries, whatever it computes."""
+"""The contract of every backbone with the host libraries."""
 
 import re
 from collections import OrderedDict
@@ -54,7 +54,7 @@ class Backbone(BaseModule):
         self.norm_eval = norm_eval
         self.register_load_state_dict_pre_hook(_take_prefixed_names)
 
-    # What a family defines.
+    # Defined by a family.
 
     def frozen_modules(self) -> Iterable[nn.Module]:
         """Modules that ``frozen_stages`` keeps from learning. Defaults to none."""
@@ -92,7 +92,7 @@ class Backbone(BaseModule):
         """
         raise NotImplementedError
 
-    # What all have in common.
+    # Common to all families.
 
     def check_images(self, images: Tensor) -> None:
         """Raise ValueError unless these are images (B, in_channels, H, W) of at least min_size."""
@@ -165,13 +165,13 @@ class Backbone(BaseModule):
         self.is_init = True
 
     def problems_with(self, weights: Mapping[str, Any]) -> list[str]:
-        """What keeps weights from being loaded into this backbone, one problem a text.
+        """List the problems that keep weights from being loaded into this backbone.
 
         Parts of another task may be missing, and those that this model has no place for are left
         out; see :meth:`may_differ`.
 
         Args:
-            weights: What there is, under the names of this backbone, beside other models' parts.
+            weights: Weights under the names of this backbone, perhaps with other models' parts.
         """
         own = self.state_dict()
         parts = {name.partition('.')[0] for name in own}
@@ -226,7 +226,7 @@ def families() -> list[type[Backbone]]:
 
 
 def misfits(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
-    """What keeps weights from being loaded as they are, one problem a text.
+    """List the problems that keep weights from being loaded as they are.
 
     Args:
         own: The weights that are needed, by name.

@@ -1,4 +1,4 @@
-"""What backbones share that give maps of several sizes: blocks, stages and downsampling."""
+"""Backbones that give maps of several sizes: blocks, stages and downsampling."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -207,7 +207,8 @@ class HierarchicalBackbone(Backbone):
             if i in self.out_indices and not self.final_norm:
                 out = getattr(self, f'norm{i}')(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
                 outs.append(out.contiguous())
-        # MMCV's RoIAlign reads memory as NCHW, whatever the strides say.
+        # MMCV's RoIAlign reads memory as NCHW, whatever the strides say
+        # (findings/mmcv-roialign-channels-last.sh).
         return (self.norm(x).contiguous(),) if self.final_norm else tuple(outs)
 
     def prepare(self, images: Tensor) -> Tensor:

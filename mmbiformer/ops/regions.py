@@ -36,7 +36,8 @@ def num_regions(map_size: tuple[int, int], region_size: tuple[int, int]) -> tupl
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up, for a and b above 0.
 
-    Not ``-(-a // b)``: ONNX rounds integer division towards zero, which would round that down.
+    Not ``-(-a // b)``: ONNX rounds integer division towards zero, which would round that down
+    (findings/torch-onnx-ceil-division.sh).
     """
     return (a + b - 1) // b
 

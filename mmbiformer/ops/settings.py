@@ -1,4 +1,4 @@
-"""How one call attends: what every backend is told beside the tensors."""
+"""The settings of one call, which every backend takes beside the tensors."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What exporters, compilers and transforms see of a call, and how code asks about them."""
+"""Questions about exporters, compilers and transforms that may watch a call."""
 
 import torch
 

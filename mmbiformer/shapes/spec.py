@@ -1,4 +1,4 @@
-"""What the scenes look like: the classes, and all settings of an image."""
+"""The look of the scenes: the classes, and all settings of an image."""
 
 import math
 from dataclasses import dataclass, field

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, escaped
 from ..models.base import Backbone, families
 
-# What DistributedDataParallel and torch.compile put before the names.
+# DistributedDataParallel and torch.compile put these before the names.
 _WRAPPERS = re.compile(r'^(?:module\.|_orig_mod\.)+')
 
 

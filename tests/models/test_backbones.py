@@ -114,21 +114,6 @@ def test_maps_are_what_mmcv_reads(family, final_norm):
 
 
 @FAMILIES
-@pytest.mark.parametrize('padding', ['input', 'mask', 'projected'])
-@pytest.mark.parametrize('size', [(65, 97), (33, 7), (1, 1)])
-@torch.no_grad()
-def test_any_size(family, padding, size):
-    if padding == 'projected':
-        if family is DeBiFormer:
-            return  # has no such policy
-        size = size[0] + 33, size[1] + 33  # maps must be as large as the grid
-    outs = toy(family, padding=padding).eval()(torch.randn(1, 3, *size))
-    for out, stride in zip(outs, (4, 8, 16, 32), strict=True):
-        assert out.shape[2:] == tuple(-(-n // stride) for n in size)
-        assert out.isfinite().all()
-
-
-@FAMILIES
 @torch.no_grad()
 def test_no_images_and_no_values(family):
     assert [len(out) for out in toy(family).eval()(torch.randn(0, 3, 64, 64))] == [0] * 4

@@ -23,7 +23,7 @@ HEADLINES = ('mAP', 'mIoU', 'top1')
 """Endings of the metrics that are drawn by default."""
 
 BOOKKEEPING = {'lr', 'base_lr', 'data_time', 'time', 'epoch', 'iter', 'step', 'memory'}
-"""What MMEngine logs of every training besides its losses."""
+"""Numbers that MMEngine logs in every training besides its losses."""
 
 Curves = dict[str, tuple[list[float], list[float]]]
 """Steps and values by key."""

@@ -36,6 +36,8 @@ def can_begin_anywhere(loader: DataLoader) -> bool:
 def seed_workers(loader: DataLoader, runner: Runner) -> None:
     """Let the next workers of a data loader take their seeds from the run's seed and iteration.
 
+    MMEngine gives them the same seeds in every epoch (findings/mmengine-workers-repeat.sh).
+
     Args:
         loader: The data loader; changed in place.
         runner: The run.

@@ -13,7 +13,7 @@ from ...errors import CheckpointError
 from ...weights.read import read_checkpoint
 
 PARTS = 'message_hub', 'meta', 'optimizer', 'state_dict'
-"""What MMEngine needs of a checkpoint to resume."""
+"""Parts of a checkpoint that MMEngine needs to resume."""
 
 
 def find_whole_checkpoint(

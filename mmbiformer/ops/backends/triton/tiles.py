@@ -1,4 +1,4 @@
-"""What the kernels share: which token of the map is meant, and how much a pair counts.
+"""Shared by the kernels: which token of the map is meant, and how much a pair counts.
 
 Rows and columns of a tile are numbered along a *listing*: the tokens of the listed regions, region
 by region, or with ``ALL`` all tokens of the map. The tokens are loaded in place, and never copied
