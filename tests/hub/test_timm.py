@@ -7,9 +7,8 @@ from mmengine.registry import MODELS, DefaultScope
 from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 
-from mmbiformer.errors import CheckpointError
 from mmbiformer.hub.timm import default_cfgs
-from mmbiformer.models import BiFormer, DeBiFormer, hierarchical
+from mmbiformer.models import BiFormer, DeBiFormer
 from tests.helpers.goldens import Golden
 
 STEM = 'backbone.downsample_layers.0.0.weight'
@@ -188,21 +187,6 @@ def test_layer_decay(name):
     assert net.group_matcher(coarse=True)['stem'] == net.group_matcher()['stem']
 
 
-def test_gradient_checkpointing(monkeypatch):
-    calls, plain = [], hierarchical.checkpoint
-
-    def checkpoint(*args, **kwargs):
-        calls.append(args[0])
-        return plain(*args, **kwargs)
-
-    monkeypatch.setattr(hierarchical, 'checkpoint', checkpoint)
-    net = timm.create_model('biformer_tiny')
-    for enable in (True, False):
-        net.set_grad_checkpointing(enable)
-        net(torch.randn(1, 3, 64, 64))
-        assert len(calls) == 14
-
-
 def test_what_timms_scripts_pass():
     """Its train.py and benchmark.py name options that they leave None, and a device."""
     unset = dict.fromkeys(('drop_block_rate', 'bn_momentum', 'bn_eps', 'scriptable'))
@@ -224,22 +208,6 @@ def test_files_of_a_backbone_and_of_ours(tmp_path):
     torch.save(net.state_dict(), path)
     found = create('biformer_tiny', checkpoint_path=str(path))
     assert torch.equal(found.head.fc.weight, net.head.fc.weight)
-
-
-@pytest.mark.parametrize('options', [dict(), dict(num_classes=7), dict(features_only=True)])
-@pytest.mark.parametrize(
-    ('name', 'content'),
-    [
-        ('biformer_tiny', lambda: {'conv1.weight': torch.ones(2)}),
-        ('biformer_stl_nchw', lambda: timm.create_model('biformer_stl').state_dict()),
-        ('debiformer_tiny', lambda: timm.create_model('biformer_tiny').backbone.state_dict()),
-    ],
-)
-def test_files_of_another_model(name, content, options, tmp_path):
-    path = tmp_path / 'FILE'
-    torch.save(content(), path)
-    with pytest.raises(CheckpointError, match='FILE does not fit this'):
-        create(name, path, **options)
 
 
 @pytest.mark.parametrize('scope', ['mmpretrain', 'mmseg'])

@@ -11,7 +11,7 @@ from mmbiformer.errors import CheckpointError
 from mmbiformer.models import BiFormer, DeBiFormer, base
 from mmbiformer.models.base import Backbone, families, misfits
 from mmbiformer.registry import MODELS
-from tests.helpers.backbones import ARCHS, toy
+from tests.helpers.backbones import toy
 
 
 class Plain(Backbone):
@@ -174,12 +174,6 @@ NORM1 = 'stages.0.0.norm1.weight'
     ('change', 'message'),
     [
         (lambda w: w.pop(NORM1), f'{NORM1} is missing'),
-        (lambda w: w.update({NORM1: torch.ones(7)}), rf'{NORM1} is \(7,\) instead of \(32,\)'),
-        (lambda w: w.update({NORM1: 'text'}), rf'{NORM1} is \(\) instead of \(32,\)'),
-        (
-            lambda w: w.update({NORM1: torch.ones(32, dtype=torch.int8)}),
-            f'{NORM1} is of torch.int8 instead of torch.float32',
-        ),
         (
             lambda w: w.update({'stages.0.1.norm1.weight': torch.ones(32)}),
             'stages.0.1.norm1.weight is not in the model',
@@ -197,21 +191,6 @@ def test_file_that_does_not_fit(change, message, save):
     assert str(caught.value).startswith(f'{net.init_cfg["checkpoint"]} does not fit this BiFormer')
     assert 'https://github.com/rayleizhu/BiFormer' in str(caught.value)
     assert same(net, before)
-
-
-@pytest.mark.parametrize(
-    ('given', 'wanted'),
-    [
-        (toy, dict(family=DeBiFormer)),
-        (lambda: toy(DeBiFormer), {}),
-        (lambda: toy(arch=dict(ARCHS[BiFormer], depths=(2, 2, 4, 1))), {}),  # same widths
-        (lambda: toy(), dict(arch=dict(ARCHS[BiFormer], depths=(2, 2, 4, 1)))),
-    ],
-)
-def test_another_model_is_refused(given, wanted, save):
-    init_cfg = save(given().state_dict())
-    with pytest.raises(CheckpointError, match='does not fit this'):
-        loaded(**wanted, init_cfg=init_cfg)
 
 
 def test_no_backbone_at_all(save):

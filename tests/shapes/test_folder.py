@@ -26,14 +26,6 @@ def sets(tmp_path_factory):
     return out
 
 
-def test_images_do_not_depend_on_count(sets, tmp_path):
-    """A smaller set is the beginning of a larger one."""
-    make(tmp_path, 2, 1)
-    pictures = {name: data for name, data in contents(tmp_path).items() if name.endswith('jpg')}
-    assert len(pictures) == 3
-    assert pictures.items() <= contents(sets / 'coco').items()
-
-
 def test_images_do_not_depend_on_processes(sets, tmp_path, monkeypatch):
     """Several processes draw the same scenes, in the same order."""
     monkeypatch.setattr(folder, 'SCENES_PER_WORKER', 1)

@@ -8,7 +8,6 @@ import pytest
 from mmbiformer.errors import UserError
 from mmbiformer.shapes import CLASSES, FORMATS, Scenes, ShapesSpec, SingleScenes, render_scene
 from mmbiformer.shapes.outlines import shape_outline
-from mmbiformer.shapes.preview import preview
 from mmbiformer.shapes.scenes import MIN_VISIBLE_PX, scene_rng
 
 SPEC = ShapesSpec()
@@ -63,14 +62,6 @@ def test_instances(scenes):
     assert len(counts) == len(CLASSES) and counts.min() > 0.5 * counts.mean()
 
 
-def test_no_occlusion():
-    """If the spec allows no occlusion, every mask is as large as its shape."""
-    for scene in Scenes(replace(SPEC, max_occlusion=0.0), 3, 'train', 10):
-        for instance in scene.instances:
-            assert instance.occlusion == 0
-            assert abs(side(instance.mask) - instance.size) <= 2
-
-
 @pytest.mark.parametrize('label', range(len(CLASSES)))
 def test_shape_outline(label):
     """Outlines have the size asked for, and only rings have a hole."""
@@ -78,12 +69,6 @@ def test_shape_outline(label):
         outline = shape_outline(np.random.default_rng(label), label, size)
         assert np.ptp(np.concatenate(outline.contours), axis=0).max() == pytest.approx(size)
         assert (len(outline.contours) == 2) == (CLASSES[label] == 'ring')
-
-
-def test_distractors_are_not_instances():
-    for scene in Scenes(replace(SPEC, objects=(0, 0), distractors=(4, 4)), 3, 'train', 5):
-        assert scene.instances == []
-        assert len(scene.distractors) >= 3 and all(mask.any() for mask in scene.distractors)
 
 
 def test_shapes_stand_out():
@@ -107,21 +92,9 @@ def test_single_scenes_have_their_shape():
     [
         {'objects': (5, 2)},
         {'shape_size': (2, 40)},
-        {'size': (64, 64)},
-        {'max_occlusion': 1.0},
         {'texture': float('nan')},
-        {'spread': 1.5},
     ],
 )
 def test_wrong_spec(wrong):
     with pytest.raises(UserError, match=f'{next(iter(wrong))} must be'):
         ShapesSpec(**wrong)
-
-
-def test_preview(scenes):
-    """The contact sheet has room for all scenes and leaves them as they are."""
-    before = scenes[0].image.copy()
-    width, height = SPEC.size
-    sheet = preview(scenes[:5], columns=2, zoom=2)
-    assert sheet.shape == (3 * (2 * height + 4), 2 * (2 * width + 4), 3)
-    assert np.array_equal(scenes[0].image, before)

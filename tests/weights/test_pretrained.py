@@ -4,7 +4,6 @@ import argparse
 from collections import OrderedDict
 
 import pytest
-import safetensors.torch
 import torch
 from mmengine.logging import MMLogger
 from mmengine.runner import load_checkpoint
@@ -15,7 +14,6 @@ from mmbiformer.models import BiFormer
 from mmbiformer.models.biformer import ARCHS
 from mmbiformer.registry import MODELS
 from mmbiformer.weights.names import convert_released
-from tests.helpers.backbones import toy
 from tests.helpers.goldens import Golden
 
 RAN = []
@@ -82,31 +80,6 @@ def test_classification_weights_in_a_dense_backbone(released, expected, prefix, 
     assert_loaded(net, expected)
     *_, line = (tmp_path / 'log').read_text().splitlines()
     assert 'new: norm0, norm1, norm2, norm3; left out: head, norm' in line
-
-
-def test_dense_backbone_of_fewer_maps(tmp_path):
-    """The norm that the authors' RetinaNet does not use is left out."""
-    weights = Golden('biformer_small_det').released()
-    path = tmp_path / 'x.pth'
-    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in weights.items()}), path)
-    net = BiFormer('small', out_indices=(1, 2, 3), init_cfg=pretrained(path))
-    net.init_weights()
-    assert torch.equal(net.norm3.weight, weights['extra_norms.3.weight'])
-
-
-@pytest.mark.parametrize('kind', ['.pth', '.safetensors'])
-@pytest.mark.parametrize('prefix', ['', 'backbone.', 'module.backbone.'])
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
-def test_our_names(kind, prefix, dtype, tmp_path):
-    weights = {f'{prefix}{name}': value for name, value in toy().to(dtype).state_dict().items()}
-    path = tmp_path / f'x{kind}'
-    if kind == '.pth':
-        torch.save(weights, path)
-    else:
-        safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, path)
-    net = toy(init_cfg=pretrained(path))
-    net.init_weights()
-    assert_loaded(net, weights, prefix)
 
 
 @pytest.mark.parametrize('source', ['released', 'ours'])
