@@ -17,8 +17,9 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from mmengine.runner import Runner
 
 import mmbiformer.models  # noqa: F401  (early: processes of `in_processes` begin with it)
@@ -125,12 +126,22 @@ class RisingMetric(ToyMetric):
         return dict(toy=time.time(), other=time.time())
 
 
-def toy_runner(work, by_epoch=True, workers=0, resume=None, **settings):
-    """A runner of MMEngine's own class with our checkpoint hook.
+@HOOKS.register_module()
+class ValidatedHook(Hook):
+    """Keeps what each process validates, by epoch and process."""
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        weights = getattr(runner.model, 'module', runner.model).state_dict()
+        torch.save(weights, f'{runner.work_dir}/validated_{runner.epoch}_{runner.rank}.pt')
+
+
+def toy_runner(work, by_epoch=True, workers=0, resume=None, runner=Runner, **settings):
+    """A runner of MMEngine's own classes with our checkpoint hook.
 
     Args:
         work: The work folder.
         resume: A checkpoint, or 'auto' for the last whole one in the work folder.
+        runner: The class.
         **settings: Changes to the config; a double underscore stands for a dot.
     """
     cfg = Config.fromstring(config_text(by_epoch, workers), '.py')
@@ -142,7 +153,7 @@ def toy_runner(work, by_epoch=True, workers=0, resume=None, **settings):
     cfg.experiment_name = f'toy_{next(NUMBERS)}'
     cfg.load_from = find_whole_checkpoint(work)[0] if resume == 'auto' else resume
     cfg.resume = cfg.load_from is not None
-    return Runner.from_cfg(cfg)
+    return runner.from_cfg(cfg)
 
 
 def toy_train(work, *args, **kwargs):
@@ -201,6 +212,9 @@ def assert_same_end(work, reference):
     ends = last(work), last(reference)
     for key in ('state_dict', 'optimizer', 'param_schedulers', 'random_state'):
         assert_equal(ends[0][key], ends[1][key], key)
+    assert_equal(ends[0].get('ema_state_dict'), ends[1].get('ema_state_dict'))
+    for key in ('early_stopping', 'gradients'):
+        assert_equal(ends[0]['run_state'][key], ends[1]['run_state'][key], key)
 
 
 def assert_equal(a, b, name=''):

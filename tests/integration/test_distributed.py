@@ -10,14 +10,16 @@ import tempfile
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS
 
 from mmbiformer.commands.runner import build_model
 from mmbiformer.shapes import ShapesSpec, make_shapes
 from mmbiformer.weights.read import read_checkpoint
 from tests.helpers.configs import ROOT, write_toy, write_toy_maskrcnn
-from tests.helpers.in_process import train
+from tests.helpers.in_process import run_tool, train
 from tests.helpers.processes import free_port, train_together
-from tests.helpers.toy_training import config_text
+from tests.helpers.toy_training import assert_equal, config_text, in_processes
 
 SPEC = ShapesSpec(size=(64, 64), shape_size=(10, 50), objects=(2, 4), distractors=(0, 1))
 # No stochastic depth, BatchNorm frozen, a fixed order, and SGD: Adam would turn the rounding
@@ -132,6 +134,53 @@ def test_evaluation_by_two_processes(classified, tested):
     figures = re.findall(r'accuracy/top[13]: \S+', log)
     assert len(figures) == 2
     assert re.findall(r'accuracy/top[13]: \S+', tested) == figures
+
+
+@pytest.mark.parametrize(
+    ('count', 'ema'),
+    [
+        (2, dict(type='EMAHook', momentum=0.2, update_buffers=True)),
+        (2, dict(type='mmbiformer.SideEMAHook', update_buffers=True)),
+        (4, None),
+    ],
+)
+def test_all_processes_validate_the_checkpoint(count, ema, tmp_path):
+    hooks = [dict(type='ValidatedHook', priority='LOWEST'), *([ema] if ema else [])]
+    in_processes(tmp_path, count=count, custom_hooks=hooks, train_cfg__max_epochs=2)
+    for epoch in (1, 2):
+        saved = read_checkpoint(tmp_path / f'epoch_{epoch}.pth')['state_dict']
+        for rank in range(count):
+            validated = torch.load(tmp_path / f'validated_{epoch}_{rank}.pt', weights_only=True)
+            assert_equal({**saved}, {**validated})
+
+
+@METRICS.register_module()
+class MeanScore(BaseMetric):
+    """Changes with every bit of the weights and buffers, or nearly so."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [float(sample['pred_score'].max()) for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(mean_score=1e4 * sum(results) / len(results))
+
+
+def test_logged_figures_are_those_of_the_checkpoint(classified):
+    """With BatchNorm in training."""
+    config, folder, _ = classified
+    norm = folder / 'norm.py'
+    norm.write_text(
+        f"_base_ = './{config.name}'\n"
+        'model = dict(backbone=dict(norm_eval=False))\n'
+        'train_dataloader = dict(batch_size=2)\n'
+        "val_evaluator = dict(_delete_=True, type='MeanScore')\n"
+        'test_evaluator = val_evaluator\n'
+    )
+    log, _ = train_together(norm, [folder / 'norm'] * 2)
+    tested = run_tool('test', norm, folder / 'norm/epoch_1.pth', '--work-dir', folder / 'norm')
+    figures = re.findall(r'mean_score: \S+', log)
+    assert len(figures) == 1
+    assert re.findall(r'mean_score: \S+', tested) == figures
 
 
 def test_no_thread_of_the_group_is_left_at_exit(tested):

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.runner import FlexibleRunner
 
 from mmbiformer.errors import CheckpointError
 from mmbiformer.files import PARTIAL, WriteError
 from mmbiformer.weights.read import read_checkpoint
 from tests.helpers.toy_training import (
+    ToyMetric,
     assert_equal,
     assert_same_end,
     in_processes,
@@ -72,11 +74,79 @@ def test_killed_and_resumed(by_epoch, workers, fault, through, tmp_path):
 
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_two_processes_killed_and_resumed(by_epoch, tmp_path):
-    in_processes(tmp_path / 'through', count=2, **settings(by_epoch))
+    """The checkpoint of iteration 4 is between two steps of the optimizer."""
+    options = dict(settings(by_epoch), optim_wrapper__accumulative_counts=1 if by_epoch else 3)
+    in_processes(tmp_path / 'through', count=2, **options)
     killed = tmp_path / 'killed'
-    in_processes(killed, count=2, fault='step:5', status=-9, **settings(by_epoch))
-    in_processes(killed, count=2, resume='auto', **settings(by_epoch))
+    in_processes(killed, count=2, fault='step:5', status=-9, **options)
+    in_processes(killed, count=2, resume='auto', **options)
     assert_same_end(killed, tmp_path / 'through')
+
+
+NEVER_BETTER = dict(monitor='toy', rule='greater')
+PLATEAU = dict(
+    type='ReduceOnPlateauLR', **NEVER_BETTER, patience=0, threshold=100, threshold_rule='abs'
+)
+ONE_CYCLE = dict(type='OneCycleLR', eta_max=0.01, total_steps=14, by_epoch=False)
+RESTARTS = dict(
+    type='CosineRestartLR', periods=[3, 11], restart_weights=[1, 0.5], eta_min=0, by_epoch=False
+)
+EMA = dict(type='EMAHook', update_buffers=True, begin_epoch=2)
+SIDE = dict(type='mmbiformer.SideEMAHook', begin_iter=3)
+MOMENTUM = dict(type='LinearMomentum', start_factor=0.5, begin=2, end=9, by_epoch=False)
+
+
+@pytest.mark.parametrize(
+    ('by_epoch', 'options'),
+    [
+        (True, dict(param_scheduler=[PLATEAU], custom_hooks=[EMA])),
+        (False, dict(param_scheduler=[dict(PLATEAU, cooldown=1), MOMENTUM], custom_hooks=[SIDE])),
+        (True, dict(param_scheduler=[ONE_CYCLE], optim_wrapper__accumulative_counts=3)),
+        (False, dict(param_scheduler=[RESTARTS], optim_wrapper__accumulative_counts=5)),
+    ],
+    ids=['plateau', 'plateau_iter', 'one_cycle', 'restarts'],
+)
+def test_schedules_and_hooks_go_on(by_epoch, options, tmp_path, monkeypatch):
+    """Resumed from a checkpoint of before a validation, and of after one."""
+    options = dict(settings(by_epoch), **options, default_hooks__checkpoint__max_keep_ckpts=-1)
+    options.update(train_cfg__val_interval=1 if by_epoch else 4)
+    toy_train(tmp_path / 'through', **options)
+    file = 'epoch_2.pth' if by_epoch else 'iter_8.pth'
+    toy_train(tmp_path / 'after', resume=str(tmp_path / 'through' / file), **options)
+    assert_same_end(tmp_path / 'after', tmp_path / 'through')
+
+    process, calls = ToyMetric.process, itertools.count(1)
+
+    def fail(self, *args):
+        if next(calls) == 6:  # in the second validation
+            raise KeyboardInterrupt
+        process(self, *args)
+
+    monkeypatch.setattr(ToyMetric, 'process', fail)
+    with pytest.raises(KeyboardInterrupt):
+        toy_train(tmp_path / 'before', **options)
+    log = log_of(toy_train(tmp_path / 'before', resume='auto', **options))
+    assert 'Validating first: the run was killed before it had done so.' in log
+    assert_same_end(tmp_path / 'before', tmp_path / 'through')
+    before, through = tmp_path / 'before', tmp_path / 'through'
+    assert {path.name for path in before.glob('*.pth')} == {
+        path.name for path in through.glob('*.pth')
+    }
+
+
+def test_early_stopping(tmp_path):
+    """It stops where it would have stopped, and goes on if it is given more patience."""
+    hook = dict(type='EarlyStoppingHook', **NEVER_BETTER, min_delta=100.0, patience=3)
+    options = dict(custom_hooks=[hook], default_hooks__checkpoint__max_keep_ckpts=-1)
+    toy_train(tmp_path / 'through', **options)
+    assert last(tmp_path / 'through')['meta']['epoch'] == 4
+    toy_train(tmp_path / 'again', resume=str(tmp_path / 'through/epoch_2.pth'), **options)
+    assert_same_end(tmp_path / 'again', tmp_path / 'through')
+    log = log_of(toy_train(tmp_path / 'again', resume='auto', **options))
+    assert 'EarlyStoppingHook ended the resumed run' in log
+    options.update(custom_hooks=[dict(hook, patience=4)])
+    toy_train(tmp_path / 'again', resume='auto', **options)
+    assert last(tmp_path / 'again')['meta']['epoch'] == 5
 
 
 def test_resumed_without_a_seed_in_the_config(tmp_path):
@@ -221,3 +291,12 @@ def test_file_of_mmengine_itself(tmp_path):
     assert 'random_state' not in last(tmp_path / 'work')
     toy_train(tmp_path / 'work', resume='auto', **SHORT)
     assert last(tmp_path / 'work')['meta']['epoch'] == 3
+
+
+def test_flexible_runner(tmp_path):
+    """It takes the point of a checkpoint after a validation for one step too many."""
+    kind = dict(SHORT, runner=FlexibleRunner, optim_wrapper__accumulative_counts=3)
+    kind.update(param_scheduler=[PLATEAU], default_hooks__checkpoint__max_keep_ckpts=-1)
+    toy_train(tmp_path / 'through', **kind)
+    toy_train(tmp_path / 'again', resume=str(tmp_path / 'through/epoch_2.pth'), **kind)
+    assert_same_end(tmp_path / 'again', tmp_path / 'through')

@@ -18,6 +18,14 @@ from ...weights.fit import check_backbones, check_fit
 from .data_order import EndlessBatches, can_begin_anywhere, sampler_of, seed_workers
 from .random_state import random_state, set_random_state
 from .resume import check_resumable, check_same_point, warn_if_finished
+from .run_state import (
+    accumulated_gradients,
+    broadcast_buffers,
+    early_stopping,
+    is_validation_due,
+    set_early_stopping,
+    set_gradients,
+)
 
 
 @register_backend('AtomicBackend')
@@ -56,6 +64,11 @@ class CheckpointHook(MMEngineCheckpointHook):
       at any moment there is a whole last one and a whole best one.
     - It holds the random state of each process and the seed of the sampler. Validation may draw
       random numbers; afterwards the state is as it was before.
+    - It is written before the validation of its iteration and again after it, with what schedules
+      and hooks have learnt. A run that was killed in between validates first when it is resumed.
+    - It holds the state of ``EarlyStoppingHook``, and gradients that are being accumulated.
+    - Before a validation and a checkpoint, all processes take over the buffers of the first, such
+      as the running averages of BatchNorm: what is validated is what the checkpoint holds.
     - Workers of the data loader get new seeds, from the run's seed and the iteration, wherever a
       run may resume: at every epoch, or in iteration-based training after every checkpoint. There
       the data go on at the iteration's place in the sampler's order.
@@ -65,9 +78,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     only log what does not fit.
 
     Resumed with the same number of processes, a run equals one that was not killed as far as the
-    device's kernels are deterministic. Exceptions: MMEngine does not save what
-    ``ReduceOnPlateauLR`` and ``EarlyStoppingHook`` learn from the validation after a checkpoint,
-    nor gradients that are still being accumulated.
+    device's kernels are deterministic. Exceptions are checkpoints within an epoch, which MMEngine
+    begins anew, and gradients that several optimizers accumulate.
 
     The arguments are those of MMEngine's hook.
 
@@ -79,8 +91,12 @@ class CheckpointHook(MMEngineCheckpointHook):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._states: list[dict] | None = None  # of all processes, while a checkpoint is written
+        self._gradients: list[dict] | None = None
         self._before_val: dict | None = None
-        self._resumed: dict | None = None
+        self._saved = dict(epoch=-1, iter=-1)  # where the last checkpoint is
+        self._validated_at = -1  # iteration
+        self._better = False  # whether this validation has found a best checkpoint
+        self._resumed: dict = {}
         self._configured: list[float] = []  # learning rates, before the checkpoint's
 
     def before_train(self, runner: Runner) -> None:
@@ -98,11 +114,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         if runner._resume:
             warn_if_finished(runner)
             self._warn_of_learning_rate(runner)
-        if self._resumed is not None:
-            self._restore(runner, self._resumed)
+        state, self._resumed = self._resumed, {}
+        if state:
+            self._restore(runner, state)
         loop = runner.train_loop
         if isinstance(loop, IterBasedTrainLoop) and can_begin_anywhere(loop.dataloader):
             loop.dataloader_iterator = EndlessBatches(loop.dataloader, runner)
+        if not state.get('validated', True) and is_validation_due(runner):
+            runner.logger.info('Validating first: the run was killed before it had done so.')
+            self._saved = dict(epoch=runner.epoch, iter=runner.iter)
+            runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Let each epoch begin with newly seeded workers."""
@@ -112,17 +133,36 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_val(self, runner: Runner) -> None:
         """Remember the random state, as a resumed run does not validate again."""
         self._before_val = random_state()
+        broadcast_buffers(runner.model)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Validate with the buffers of the first process also where averages were swapped in."""
+        broadcast_buffers(runner.model)
 
     def after_val(self, runner: Runner) -> None:
-        """Go on as if validation had drawn no random numbers."""
+        """Go on as if validation had drawn no random numbers; save what was learnt from it."""
         set_random_state(self._before_val)
-        self._before_val = None
+        self._before_val, better, self._better = None, self._better, False
+        self._validated_at = runner.iter
+        if better or self._saved['iter'] == runner.iter:
+            step = runner.epoch if self.by_epoch else runner.iter
+            meta = dict(epoch=runner.epoch, iter=runner.iter)
+            self._save_checkpoint_with_step(runner, step, meta)
+        self._remove_surplus()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the random state."""
+        """Add what a resumed run needs beside MMEngine's own."""
         if self._states is not None:
-            seed = getattr(sampler_of(runner.train_loop.dataloader), 'seed', None)
-            checkpoint['random_state'] = dict(ranks=self._states, sampler_seed=seed)
+            checkpoint['meta'].update(self._saved)  # a FlexibleRunner assumes a step too many
+            checkpoint['random_state'] = dict(
+                ranks=self._states,
+                sampler_seed=getattr(sampler_of(runner.train_loop.dataloader), 'seed', None),
+            )
+            checkpoint['run_state'] = dict(
+                validated=self._saved['iter'] == self._validated_at,
+                early_stopping=early_stopping(runner),
+                gradients=self._gradients,
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Check whether the checkpoint fits, before MMEngine loads what does; keep the rest."""
@@ -137,7 +177,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             elif any(isinstance(part, Backbone) for part in runner.model.modules()):
                 check_fit(runner.model, checkpoint, path)
         if runner._resume:
-            self._resumed = checkpoint.get('random_state')
+            parts = (checkpoint.get(name) for name in ('random_state', 'run_state'))
+            self._resumed = {key: value for part in parts for key, value in (part or {}).items()}
 
     def _forget_foreign_best(self) -> None:
         """Take the best checkpoint for this run's own only if it is in this run's folder.
@@ -169,35 +210,44 @@ class CheckpointHook(MMEngineCheckpointHook):
             )
 
     def _restore(self, runner: Runner, saved: dict) -> None:
+        if 'early_stopping' in saved:
+            set_early_stopping(runner, saved['early_stopping'])
         sampler = sampler_of(runner.train_loop.dataloader)
         if saved['sampler_seed'] is not None and hasattr(sampler, 'seed'):
             sampler.seed = saved['sampler_seed']
         if len(saved['ranks']) == runner.world_size:
             set_random_state(saved['ranks'][get_rank()])
+            if saved.get('gradients'):
+                set_gradients(runner, saved['gradients'][get_rank()])
+                runner.logger.info('The gradients accumulated so far are restored.')
         else:
             runner.logger.warning(
                 f'The checkpoint is of {len(saved["ranks"])} processes, this run has '
                 f'{runner.world_size}: random numbers and the order of the data will differ.'
             )
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
-        super()._save_best_checkpoint(runner, metrics)
-        self._remove_surplus()
-
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        self._states = all_gather_object(self._before_val or random_state())
+        if self._before_val is not None:  # MMEngine's hook notes the new best one
+            self._better = True  # after_val saves, when all hooks have learnt from the validation
+            return
+        broadcast_buffers(runner.model)
+        self._saved = dict(meta)
+        self._states = all_gather_object(random_state())
+        gradients = accumulated_gradients(runner)
+        self._gradients = gradients and all_gather_object(gradients)
         super()._save_checkpoint_with_step(runner, step, meta)
-        self._states = None
+        self._states = self._gradients = None
         if is_main_process():  # MMEngine does not wait for the disk; a power cut could empty it
             write_whole(Path(runner.work_dir, 'last_checkpoint'), self.last_ckpt.encode())
         self._remove_surplus()
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if isinstance(batches, EndlessBatches):
-            batches.begin(meta['iter'])
+            batches.begin(self._saved['iter'])
 
     def _remove_surplus(self) -> None:
-        if isinstance(self.file_backend, _LateRemovals):
-            self.file_backend.remove_surplus()
+        backend = getattr(self, 'file_backend', None)  # only a training has one
+        if isinstance(backend, _LateRemovals):
+            backend.remove_surplus()
 
 
 def _learning_rates(runner: Runner) -> list[float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import BatchSampler, DataLoader
@@ -28,8 +29,10 @@ def can_begin_anywhere(loader: DataLoader) -> bool:
     Args:
         loader: The data loader.
     """
-    return type(loader.batch_sampler) is BatchSampler and hasattr(
-        loader.sampler, '_indices_of_rank'
+    return (
+        type(loader.batch_sampler) is BatchSampler
+        and isinstance(loader.sampler, InfiniteSampler)
+        and type(loader.sampler).__iter__ is InfiniteSampler.__iter__
     )
 
 
