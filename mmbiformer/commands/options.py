@@ -1,10 +1,20 @@
 """The command-line options that the files of tools/ share, and the config that they give."""
 
 import argparse
+import ast
+import contextlib
+import inspect
 import os
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 from mmengine.config import Config, DictAction
+from mmengine.config import config as parser_of_configs
+from mmengine.runner import Runner
 
 from ..errors import UserError
 
@@ -56,7 +66,73 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+        missed = missed_settings(cfg, args.cfg_options)
+        if missed and os.environ.get('RANK', '0') == os.environ.get('SLURM_PROCID', '0') == '0':
+            print(
+                'warning: settings do not follow a variable of the config that --cfg-options '
+                f'changes; give them instead: {" ".join(missed)}',
+                file=sys.stderr,
+            )
     return cfg
+
+
+def missed_settings(cfg: Config, options: dict[str, Any]) -> list[str]:
+    """Find settings that do not follow options, though a user may think so.
+
+    MMEngine applies options after the config file has run. By then a variable that no Runner reads,
+    such as ``data_root``, has been copied into settings that it reads. They are found by running
+    the file once more, with the variable changed wherever it is assigned. If there are none, they
+    are those of the variable's name.
+
+    Args:
+        cfg: The changed config.
+        options: The changes.
+
+    Returns:
+        list[str]: What to give as ``--cfg-options``, such as ``train_cfg.max_epochs=1``.
+    """
+    read = {*inspect.signature(Runner).parameters}
+    values = {}
+    for name in {key.split('.')[0] for key in options} - read:
+        with contextlib.suppress(SyntaxError, ValueError):  # not plain data
+            values[name] = ast.parse(repr(ast.literal_eval(repr(cfg[name]))), mode='eval').body
+    if not values:
+        return []
+
+    class Assigning:
+        def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
+            if isinstance(node.targets[0], ast.Name) and node.targets[0].id in values:
+                node.value = values[node.targets[0].id]
+            return super().visit_Assign(node) if hasattr(super(), 'visit_Assign') else node
+
+    with contextlib.ExitStack() as stack:
+        try:
+            for name in ('RemoveAssignFromAST', 'ImportTransformer'):  # of both kinds of configs
+                own = type(name, (Assigning, getattr(parser_of_configs, name)), {})
+                stack.enter_context(mock.patch.object(parser_of_configs, name, own))
+            other = Config.fromfile(cfg.filename, import_custom_modules=False)
+            other.merge_from_dict(options)
+        except Exception:  # the file cannot run with this value
+            return []
+    have, wanted = dict(_leaves(cfg._cfg_dict)), dict(_leaves(other._cfg_dict))
+    if have == wanted:
+        names = {name: str(value) for name, value in options.items()}
+        wanted = {path: names.get(path.split('.')[-1], value) for path, value in have.items()}
+    return [
+        shlex.quote(f'{path}={value}')
+        for path, value in wanted.items()
+        if path.split('.')[0] in read and have.get(path) != value
+    ]
+
+
+def _leaves(node: Any, path: str = '') -> Iterator[tuple[str, str]]:
+    if isinstance(node, list) and any(isinstance(child, dict) for child in node):
+        node = dict(enumerate(node))
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f'{path}.{key}')
+    elif isinstance(node, (str, int, float, list, tuple, type(None))):
+        yield path[1:], str(node)
 
 
 def load_config(args: argparse.Namespace) -> Config:
