@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry as MMEngineRegistry
 
 
@@ -33,6 +34,7 @@ def _child(name: str, parent: MMEngineRegistry, *locations: str) -> Registry:
 
 # With the models comes the reader of their checkpoints.
 MODELS = _child('model', MMENGINE_MODELS, 'mmbiformer.models', 'mmbiformer.weights')
+TRANSFORMS = _child('transform', MMENGINE_TRANSFORMS, 'mmbiformer.datasets')
 HOOKS = _child('hook', MMENGINE_HOOKS, 'mmbiformer.engine')
 PARAM_SCHEDULERS = _child('parameter scheduler', MMENGINE_PARAM_SCHEDULERS, 'mmbiformer.engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(

@@ -27,24 +27,34 @@ model = dict(
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
 )
 
+# The authors decode with Pillow, which does not turn an image as its EXIF orientation says.
+load_image = dict(type='mmbiformer.LoadImageWithPillow')
+train_pipeline = [load_image, *_base_.train_pipeline[1:]]
+test_pipeline = [load_image, *_base_.test_pipeline[1:]]
+
 # An epoch of repeated augmentation shows a third of the images, three times each.
 train_dataloader = dict(
     batch_size=128,
     drop_last=True,
     collate_fn=dict(type='default_collate'),
     sampler=dict(_delete_=True, type='RepeatAugSampler', num_repeats=3, shuffle=True),
+    dataset=dict(pipeline=train_pipeline),
 )
-val_dataloader = dict(batch_size=128, collate_fn=dict(type='default_collate'))
+val_dataloader = dict(
+    batch_size=128,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 
 tta_model = dict(type='AverageClsScoreTTA')
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load_image,
     dict(
         type='TestTimeAug',
         transforms=[
-            [_base_.test_pipeline[1]],
-            [_base_.test_pipeline[2]],
+            [test_pipeline[1]],
+            [test_pipeline[2]],
             [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)],
             [dict(type='PackInputs')],
         ],
