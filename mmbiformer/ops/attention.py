@@ -1,17 +1,15 @@
 """The public routed attention: checks, choice of backend, dispatch."""
 
-import logging
 import math
 
 import torch
 from torch import Tensor
 
 from .backends import BACKENDS
+from .choice import as_number, check_name, choose
 from .regions import num_regions
 from .settings import Settings
 from .tracing import eager
-
-logger = logging.getLogger(__name__)
 
 
 def routed_attention(
@@ -68,39 +66,15 @@ def routed_attention(
     """
     key_region_size = key_region_size or region_size
     _check(query, key, value, routes, num_heads, region_size, key_region_size)
-    if isinstance(scale, Tensor):
-        if scale.requires_grad:
-            raise ValueError(
-                'scale must be a number: most backends give it no gradient; multiply the query by '
-                'it, and give scale=1'
-            )
-        scale = float(scale)
-    if scale is None:
-        scale = (query.shape[-1] // num_heads) ** -0.5
-    run = _choose(backend, query, key, value, num_heads).attend
+    scale = as_number(scale, query.shape[-1], num_heads)
+    run = choose(BACKENDS, backend, query, key, value, num_heads).attend
     settings = Settings(num_heads, tuple(region_size), tuple(key_region_size), scale)
     return run(query, key, value, routes, settings)
 
 
 def check_backend(name: str) -> None:
     """Raise ValueError unless a backend has this name, or it is ``'auto'``."""
-    if name not in ('auto', *BACKENDS):
-        raise ValueError(f'backend={name!r} is unknown; choose one of {["auto", *BACKENDS]}')
-
-
-def _choose(name: str, query: Tensor, key: Tensor, value: Tensor, num_heads: int):
-    if name == 'auto':
-        for candidate, backend in BACKENDS.items():
-            reason = backend.why_not(query, key, value, num_heads)
-            if reason is None:
-                return backend
-            if not torch.compiler.is_compiling():  # a log call would break the graph
-                logger.debug('routed attention does not use %r: %s', candidate, reason)
-    check_backend(name)
-    reason = BACKENDS[name].why_not(query, key, value, num_heads)
-    if reason is not None:
-        raise RuntimeError(f'backend={name!r} cannot run here: {reason}')
-    return BACKENDS[name]
+    check_name(BACKENDS, name)
 
 
 def _check(

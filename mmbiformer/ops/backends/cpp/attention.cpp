@@ -5,10 +5,7 @@
 // queries at a time, and only queries are transposed. Lists of tokens leave out what is beyond the
 // edge of a map, so nothing needs a mask.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "tiles.h"
 
 // A map (batch, height, width, channels); strides in floats, channels are adjacent.
 struct Map {
@@ -39,49 +36,6 @@ namespace {
 
 constexpr int64_t QUERIES = 32;  // at most, in a tile
 constexpr int64_t KEYS = 128;
-constexpr int64_t GROUP = 4;     // rows that share what is loaded for a product
-constexpr int64_t SLACK = 8;     // tokens by which the last group of a product may overshoot
-
-template <int64_t N>
-struct Lanes {
-    typedef float Floats __attribute__((vector_size(4 * N)));
-    typedef float Anywhere __attribute__((vector_size(4 * N), aligned(4), may_alias));
-    typedef int32_t Ints __attribute__((vector_size(4 * N)));
-};
-using Four = Lanes<4>::Floats;
-using Eight = Lanes<8>::Floats;
-
-template <class V>
-constexpr int64_t lanes = sizeof(V) / sizeof(float);
-
-template <class V>
-inline V load(const float *p) {
-    return *reinterpret_cast<const typename Lanes<lanes<V>>::Anywhere *>(p);
-}
-
-template <class V>
-inline void store(float *p, V x) {
-    *reinterpret_cast<typename Lanes<lanes<V>>::Anywhere *>(p) = x;
-}
-
-// e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and the polynomial of Cephes' expf for e^r.
-// Below -87 it is 0; NaN stays NaN.
-template <class V>
-inline V exponential(V x) {
-    using Ints = typename Lanes<lanes<V>>::Ints;
-    const V bounded = x < -87.0f ? V{} - 87.0f : x;
-    const V shifted = bounded * 1.44269504f + 12582912.0f;  // plus 1.5 * 2^23: a whole number
-    const V n = shifted - 12582912.0f;
-    const V r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
-    V y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    y *= (V)(((Ints)shifted << 23) + 0x3f800000);  // n is in the low bits of `shifted`
-    return x < -87.0f ? V{} : y;
-}
 
 // The tokens of a region that are on the map.
 struct Region {
@@ -93,8 +47,6 @@ struct Region {
           width(std::min(grid.w, grid.width - x)) {}
 };
 
-using Offsets = std::vector<int64_t>;
-
 // The offsets of the tokens of some regions in a map.
 void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, const int64_t *regions,
           int64_t count) {
@@ -105,120 +57,6 @@ void list(Offsets &offsets, const Map &map, const Grid &grid, int64_t image, con
             for (int64_t x = region.x; x < region.x + region.width; x++)
                 offsets.push_back(image * map.image + y * map.row + x * map.col);
     }
-}
-
-// Fetches a head's tokens early: loading them takes longer than using them.
-void prefetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
-    for (int64_t j = 0; j < count; j++)
-        for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(x + offsets[j] + c);
-}
-
-#define MIX(a, b, ...) __builtin_shuffle(a, b, Lanes<8>::Ints{__VA_ARGS__})
-
-void transpose(Eight (&x)[8]) {
-    Eight pairs[8], fours[8];
-    for (int64_t i = 0; i < 8; i += 2) {
-        pairs[i] = MIX(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        pairs[i + 1] = MIX(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
-    for (int64_t i = 0; i < 8; i += 4)
-        for (int64_t n = 0; n < 2; n++) {
-            const Eight a = pairs[i + n], b = pairs[i + n + 2];
-            fours[i + 2 * n] = MIX(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-            fours[i + 2 * n + 1] = MIX(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-        }
-    for (int64_t i = 0; i < 4; i++) {
-        x[i] = MIX(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        x[i + 4] = MIX(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-}
-
-// A head's tokens, times a factor, as columns (dim, pitch); columns left over are zeros.
-void read_columns(const float *x, const int64_t *offsets, int64_t count, int64_t dim, float factor,
-                  int64_t pitch, float *to) {
-    for (int64_t r = 0; r < pitch; r += 8)
-        for (int64_t c = 0; c < dim; c += 8) {
-            Eight block[8];
-            for (int64_t i = 0; i < 8; i++)
-                block[i] = r + i < count ? load<Eight>(x + offsets[r + i] + c) * factor : Eight{};
-            transpose(block);
-            for (int64_t i = 0; i < 8; i++) store(to + (c + i) * pitch + r, block[i]);
-        }
-}
-
-template <class V, int64_t N, int64_t TOKENS>
-void multiply(const float *x, const int64_t *offsets, int64_t count, const float *columns,
-              int64_t dim, int64_t pitch, float *out) {
-    for (int64_t j = 0; j < count; j += TOKENS) {
-        const float *tokens[TOKENS];
-        for (int64_t i = 0; i < TOKENS; i++) tokens[i] = x + offsets[std::min(j + i, count - 1)];
-        V total[TOKENS][N] = {};
-        for (int64_t c = 0; c < dim; c++) {
-            V part[N];
-#pragma GCC unroll 2
-            for (int64_t n = 0; n < N; n++) part[n] = load<V>(columns + c * pitch + n * lanes<V>);
-#pragma GCC unroll 8
-            for (int64_t i = 0; i < TOKENS; i++)
-#pragma GCC unroll 2
-                for (int64_t n = 0; n < N; n++) total[i][n] += tokens[i][c] * part[n];
-        }
-#pragma GCC unroll 8
-        for (int64_t i = 0; i < TOKENS; i++)
-#pragma GCC unroll 2
-            for (int64_t n = 0; n < N; n++)
-                store(out + (j + i) * pitch + n * lanes<V>, total[i][n]);
-    }
-}
-
-// out (tokens, pitch) = x . columns (dim, pitch), for a head's tokens anywhere in memory.
-void multiply(const float *x, const int64_t *offsets, int64_t count, const float *columns,
-              int64_t dim, int64_t queries, int64_t pitch, float *out) {
-    int64_t q = 0;
-    for (; q + 16 <= pitch; q += 16)
-        multiply<Eight, 2, 4>(x, offsets, count, columns + q, dim, pitch, out + q);
-    if (queries - q > 4)
-        multiply<Eight, 1, 8>(x, offsets, count, columns + q, dim, pitch, out + q);
-    else if (queries > q)
-        multiply<Four, 1, 8>(x, offsets, count, columns + q, dim, pitch, out + q);
-}
-
-template <int64_t N>
-void add_weighted(const float *weights, int64_t next_token, int64_t next_row, const float *x,
-                  const int64_t *offsets, int64_t count, float *out, const int64_t *out_offsets,
-                  int64_t rows, int64_t c) {
-    for (int64_t r = 0; r < rows; r += GROUP) {
-        Eight total[GROUP][N] = {};
-        const float *weight = weights + r * next_row;
-        for (int64_t j = 0; j < count; j++, weight += next_token) {
-            const float *token = x + offsets[j] + c;
-            Eight part[N];
-#pragma GCC unroll 2
-            for (int64_t n = 0; n < N; n++) part[n] = load<Eight>(token + n * 8);
-#pragma GCC unroll 4
-            for (int64_t i = 0; i < GROUP; i++)
-#pragma GCC unroll 2
-                for (int64_t n = 0; n < N; n++) total[i][n] += weight[i * next_row] * part[n];
-        }
-#pragma GCC unroll 4
-        for (int64_t i = 0; i < GROUP; i++) {
-            if (r + i >= rows) break;
-            float *row = out + out_offsets[r + i] + c;  // only now: a region may be listed twice
-#pragma GCC unroll 2
-            for (int64_t n = 0; n < N; n++)
-                store(row + n * 8, load<Eight>(row + n * 8) + total[i][n]);
-        }
-    }
-}
-
-// out[r] += sum of weights[j * next_token + r * next_row] x[j], both tokens anywhere in memory.
-void add_weighted(const float *weights, int64_t next_token, int64_t next_row, const float *x,
-                  const int64_t *offsets, int64_t count, float *out, const int64_t *out_offsets,
-                  int64_t rows, int64_t dim) {
-    int64_t c = 0;
-    for (; c + 16 <= dim; c += 16)
-        add_weighted<2>(weights, next_token, next_row, x, offsets, count, out, out_offsets, rows, c);
-    if (c < dim)
-        add_weighted<1>(weights, next_token, next_row, x, offsets, count, out, out_offsets, rows, c);
 }
 
 // A thread's lists and tiles.
@@ -235,28 +73,6 @@ struct Scratch {
         for (int64_t r = 0; r < QUERIES; r++) rows.push_back(r * p.value_dim);
     }
 };
-
-// Turns a tile's logits into the softmax's numerators, in place. The largest logit of each query
-// and its sum continue those of the blocks before, whose results must be multiplied by `factor`.
-template <class V>
-void weigh(float *logits, int64_t count, int64_t pitch, float *largest, float *sum, float *factor) {
-    V top = load<V>(largest);
-    for (int64_t j = 0; j < count; j++) {
-        const V x = load<V>(logits + j * pitch);
-        top = top < x ? x : top;  // skips NaN, whose exponential will be NaN
-    }
-    const V base = top == -INFINITY ? V{} : top;  // all logits are -inf so far
-    const V less = exponential(load<V>(largest) - base);
-    V total = load<V>(sum) * less;
-    for (int64_t j = 0; j < count; j++) {
-        const V weight = exponential(load<V>(logits + j * pitch) - base);
-        store(logits + j * pitch, weight);
-        total += weight;
-    }
-    store(largest, top);
-    store(sum, total);
-    store(factor, less);
-}
 
 void forward_region(const Problem &p, int64_t image, int64_t region, int64_t first_head,
                     int64_t end_head, Scratch &s) {

@@ -1,4 +1,4 @@
-"""Compiles attention.cpp for this processor, once, and loads it."""
+"""Compiles the C++ code for this processor, once, and loads it."""
 
 import ctypes
 import functools
@@ -17,7 +17,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name('attention.cpp')
+FOLDER = Path(__file__).parent
+SOURCES = sorted(FOLDER.glob('*.cpp'))
 # Tuned for any processor: for some, GCC would load values again that are in a register.
 FLAGS = ['-O3', '-march=native', '-mtune=generic', '-ffp-contract=fast', '-std=c++17']
 FLAGS += ['-fPIC', '-fopenmp']
@@ -31,7 +32,7 @@ def load() -> ctypes.CDLL:
     """The library, compiled if it is not yet.
 
     Returns:
-        ctypes.CDLL: The functions at the end of attention.cpp.
+        ctypes.CDLL: The functions that are ``extern "C"``.
 
     Raises:
         RuntimeError: If it cannot be compiled here; the message says why, and what to do.
@@ -75,7 +76,8 @@ def _file() -> Path:
     Raises:
         RuntimeError: If others can write in the folder, because they could place code of theirs.
     """
-    facts = SOURCE.read_text(encoding='utf-8'), ' '.join(FLAGS), _openmp(), _features()
+    texts = [file.read_text(encoding='utf-8') for file in (*SOURCES, FOLDER / 'tiles.h')]
+    facts = *texts, ' '.join(FLAGS), _openmp(), _features()
     name = hashlib.sha256('\n'.join(facts).encode()).hexdigest()[:16]
     cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
     folder = cache / 'mmbiformer' / 'cpp'
@@ -96,9 +98,11 @@ def _compile(library: Path) -> None:
         raise RuntimeError('there is no C++ compiler; install g++, or name one in CXX')
     logger.info('compiling %s for this processor, once', library)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        compiled, linked = Path(folder, 'attention.o'), Path(folder, 'attention.so')
-        _run([*compiler.split(), *FLAGS, '-c', str(SOURCE), '-o', str(compiled)])
-        _run([*compiler.split(), '-shared', str(compiled), '-o', str(linked), _openmp(), *LINK])
+        compiled, linked = [], Path(folder, 'attention.so')
+        for source in SOURCES:
+            compiled.append(str(Path(folder, source.stem + '.o')))
+            _run([*compiler.split(), *FLAGS, '-c', str(source), '-o', compiled[-1]])
+        _run([*compiler.split(), '-shared', *compiled, '-o', str(linked), _openmp(), *LINK])
         with linked.open('rb') as file:
             os.fsync(file.fileno())  # loading half a library would end the process
         linked.replace(library)  # an atomic write: another process may compile it too
