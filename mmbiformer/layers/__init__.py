@@ -1,5 +1,6 @@
 """Layers on channels-last maps, (B, H, W, C) in and out."""
 
+from .bidirectional import BidirectionalCrossAttention
 from .bra import BiLevelRoutingAttention
 from .conv import DepthwiseConv2d
 from .deformable_agent import DeformableAgentAttention
@@ -8,10 +9,12 @@ from .linear import Linear
 from .mlp import MLP, ConvMLP
 from .norm import LayerNorm
 from .router import RegionRouter
+from .tokenizer import Tokenizer
 
 __all__ = [
     'MLP',
     'BiLevelRoutingAttention',
+    'BidirectionalCrossAttention',
     'ConvMLP',
     'DeformableAgentAttention',
     'DepthwiseConv2d',
@@ -19,4 +22,5 @@ __all__ = [
     'LayerNorm',
     'Linear',
     'RegionRouter',
+    'Tokenizer',
 ]

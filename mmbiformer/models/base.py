@@ -212,6 +212,7 @@ class Backbone(BaseModule):
         self.load_state_dict(fitting, strict=False)
         new = {_part(name) for name in own if name not in given}
         left_out = {_part(name) for name in given if name not in own}
+        left_out = {f'{x} in part' if x in {*map(_part, fitting)} else x for x in left_out}
         left_out |= {name.partition('.')[0] for name in weights if not name.startswith(prefix)}
         told = [f'{path}: {len(fitting)} weights loaded into {family}']
         told += [f'new: {", ".join(sorted(new))}'] if new else []

@@ -3,23 +3,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn.modules import module as module_hooks
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import DepthwiseConv2d, LayerNorm
-from ..layers.inplace import add, reused_memory
-from ..ops.regions import ceil_div
-from ..ops.tracing import eager
+from ..layers.inplace import add, in_parts
 from .base import Backbone, drop_path_rates
 
 NORM_EPS = 1e-6
 HEAD_DIM = 32
-# How large a map may be in inference on CPU: what a block makes of it is then small enough to stay
-# in the processor's cache and for glibc to keep its memory for the next block.
-MAP_BYTES = 3 * 2**20
 
 
 class Block(nn.Module):
@@ -74,20 +67,15 @@ class Stage(nn.Sequential):
         Returns:
             Tensor: (B, H, W, C).
         """
-        if not spares_memory(self, x):
-            for block in self:
-                if with_cp and x.requires_grad:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
-            return x
-        # A few images at a time; nothing in a block mixes them.
-        images = max(1, MAP_BYTES // max(1, x.shape[1:].numel() * x.element_size()))
-        # Parts of one size: a small last part would leave threads idle.
-        parts = x.tensor_split(max(1, ceil_div(len(x), images)))
-        with reused_memory():
-            parts = [super(Stage, self).forward(part) for part in parts]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        return in_parts(self, lambda x: (self._run(x, with_cp),), x)[0]
+
+    def _run(self, x: Tensor, with_cp: bool) -> Tensor:
+        for block in self:
+            if with_cp and x.requires_grad:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
 
 
 class HierarchicalBackbone(Backbone):
@@ -249,28 +237,6 @@ class HierarchicalBackbone(Backbone):
             return True  # norms of maps, and the norm for classification
         stage = rest.partition('.')[0]
         return stage.isdecimal() and int(stage) >= len(self.stages)
-
-
-def spares_memory(stage: Stage, x: Tensor) -> bool:
-    """Whether a stage can take a batch in parts and reuse memory: in inference on CPU.
-
-    A hook, a wrapper or a patched ``forward`` gets whole batches, and may keep them.
-    """
-    if x.device.type != 'cpu' or torch.is_grad_enabled() or not eager():
-        return False
-    hooks = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
-    return not hooks and not any(map(_may_be_watched, stage.modules()))
-
-
-def _may_be_watched(module: nn.Module) -> bool:
-    """Whether code of others may see what goes into a module and comes out."""
-    package = type(module).__module__.partition('.')[0]
-    return bool(
-        package not in ('mmbiformer', 'timm', 'torch')
-        or 'forward' in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-    )
 
 
 def check_arch(

@@ -1,6 +1,6 @@
 """Toy backbones of every family."""
 
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 
 ARCHS = {
     BiFormer: dict(
@@ -16,9 +16,11 @@ ARCHS = {
         groups=(1, 2, 3, 2),
         table_sizes=(8, 4, 3, 2),
     ),
+    BiXT: dict(dim=64, depth=4, num_latents=5, stride=8),
 }
 
 
 def toy(family=BiFormer, **kwargs):
-    """A small backbone; stages are 32, 64, 96 and 128 channels wide."""
-    return family(**{**dict(arch=ARCHS[family], region_grid=2), **kwargs})
+    """A small backbone; stages are 32, 64, 96 and 128 channels wide, a BiXT is 64."""
+    options = {} if family is BiXT else dict(region_grid=2)
+    return family(**{'arch': ARCHS[family], **options, **kwargs})

@@ -3,14 +3,20 @@
 import pytest
 import torch
 
+from mmbiformer.layers import inplace
 from mmbiformer.layers.inplace import add, gelu, reused_memory
-from mmbiformer.models import BiFormer, DeBiFormer, hierarchical
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer, hierarchical
 
 TOY = dict(depths=(1, 1, 1, 1), embed_dims=(32, 64, 128, 256))
-both_nets = pytest.mark.parametrize('net', [BiFormer(dict(TOY, mlp_ratio=2)), DeBiFormer(TOY)])
+NETS = [BiFormer(dict(TOY, mlp_ratio=2)), DeBiFormer(TOY)]
+BIXT = dict(dim=64, depth=5, num_latents=9, stride=8, layer_scale=0.5)
+both_nets = pytest.mark.parametrize('net', NETS)
+all_nets = pytest.mark.parametrize(
+    'net', [*NETS, BiXT(BIXT), BiXT(BIXT, out_type='featmap', out_indices=(0, 2, 3))]
+)
 
 
-@both_nets
+@all_nets
 @torch.no_grad()
 def test_inference_equals_training(net):
     x = torch.randn(2, 3, 64, 96)
@@ -59,7 +65,7 @@ def test_a_few_images_at_a_time(net, monkeypatch):
     whole = run()
     assert {*seen} == {5}
 
-    monkeypatch.setattr(hierarchical, 'MAP_BYTES', 4 * 16 * 24 * 32 * 4)  # four of the first stage
+    monkeypatch.setattr(inplace, 'MAP_BYTES', 4 * 16 * 24 * 32 * 4)  # four of the first stage
     parts, blocks = run(), sum(isinstance(m, hierarchical.Block) for m in net.stages[0].modules())
     assert seen[: 2 * blocks] == [3] * blocks + [2] * blocks  # not four and one
     assert seen[-1] == 5  # in the last stage maps are smaller
@@ -76,12 +82,12 @@ def test_a_few_images_at_a_time(net, monkeypatch):
     assert {*seen} == {5}
 
 
-@both_nets
+@all_nets
 @pytest.mark.parametrize('everywhere', [False, True])
 @torch.no_grad()
 def test_hooks_may_keep_what_they_get(net, everywhere):
     x, kept = torch.randn(2, 3, 64, 96), []
-    modules = [module for stage in net.eval().stages for module in stage.modules()]
+    modules = [*net.eval().modules()]
 
     def keep(module, args, out):
         if module in modules and isinstance(out, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What every family with stages promises to the host libraries."""
+"""What every family promises to the host libraries, above all those with stages."""
 
 import subprocess
 import sys
@@ -10,11 +10,12 @@ from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 from mmbiformer.registry import MODELS
 from tests.helpers.backbones import ARCHS, toy
 
 FAMILIES = pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
+ALL_FAMILIES = pytest.mark.parametrize('family', [BiFormer, DeBiFormer, BiXT])
 BI, DE = ARCHS[BiFormer], ARCHS[DeBiFormer]
 
 
@@ -121,7 +122,7 @@ def test_no_images_and_no_values(family):
     assert [tuple(out.shape[2:]) for out in outs] == [(16, 24), (8, 12), (4, 6), (2, 3)]
 
 
-@FAMILIES
+@ALL_FAMILIES
 @pytest.mark.parametrize('in_channels', [1, 5])
 def test_images_of_other_channels(family, in_channels):
     net = toy(family, in_channels=in_channels)
@@ -226,7 +227,7 @@ def test_layer_depth(family):
     assert net.get_layer_depth('head.fc.weight', 'backbone.') == (last, last + 1)
 
 
-@FAMILIES
+@ALL_FAMILIES
 def test_deterministic(family):
     torch.use_deterministic_algorithms(True)
     try:

@@ -8,7 +8,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmbiformer.errors import CheckpointError
-from mmbiformer.models import BiFormer, DeBiFormer, base
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer, base
 from mmbiformer.models.base import Backbone, families, misfits
 from mmbiformer.registry import MODELS
 from tests.helpers.backbones import toy
@@ -108,7 +108,7 @@ def prefixed(weights, prefix='backbone.'):
 
 
 def test_families(plain):
-    assert families() == [BiFormer, DeBiFormer, Plain]
+    assert families() == [BiFormer, BiXT, DeBiFormer, Plain]
 
 
 def test_plain_family_trains(plain):
@@ -139,7 +139,7 @@ def test_plain_family_takes_its_authors_files(plain, save, told):
 # Weights from a file, named in init_cfg
 
 
-@pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
+@pytest.mark.parametrize('family', [BiFormer, DeBiFormer, BiXT])
 def test_file_of_the_same_model(family, save, told):
     weights = toy(family).state_dict()
     for found, settings in (
@@ -223,7 +223,7 @@ def test_file_is_read_once_and_last(save, monkeypatch):
 # load_state_dict, as torch has it
 
 
-@pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
+@pytest.mark.parametrize('family', [BiFormer, DeBiFormer, BiXT])
 def test_state_dict_under_either_name(family):
     weights = toy(family).state_dict()
     for found in (weights, prefixed(weights)):

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmbiformer.layers import BiLevelRoutingAttention, RegionRouter
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 from tests.helpers.goldens import DATA, Golden, parameter, uniform
 
 MODELS = sorted(path.stem for path in DATA.glob('*biformer_*.npz'))
+BIXTS = sorted(path.stem for path in DATA.glob('bixt_*.npz'))
 FAMILIES = dict(biformer=BiFormer, debiformer=DeBiFormer)
 # The authors' names of one attention layer, and ours.
 BRA_NAMES = {
@@ -121,6 +122,30 @@ def test_dense(name):
         outs = net(golden.input())
     for i, out in enumerate(outs):
         golden.check(f'stage{i}', out)
+
+
+@pytest.mark.parametrize('name', BIXTS)
+@torch.no_grad()
+def test_bixt(name):
+    golden = Golden(name)
+    weights = BiXT.convert_released(golden.official_state_dict())
+    head = weights.pop('head.fc.weight'), weights.pop('head.fc.bias')
+    net = BiXT(name.removeprefix('bixt_')).double().eval()
+    net.load_state_dict(weights)
+    own = sum(p.numel() for p in net.parameters()) + sum(p.numel() for p in head)
+    assert own == golden.arrays['n_params']
+    maps, kept = [], []
+    net.blocks[-2].register_forward_hook(lambda block, args, outs: maps.append(outs[1]))
+    net.blocks[-1].register_forward_hook(lambda block, args, outs: kept.append(outs[0]))
+    golden.check('logits', F.linear(net(golden.input())[0], *head))
+    golden.check('latents', kept[0])
+    golden.check('dense_tokens', maps[0].flatten(1, 2))
+    dense = BiXT(name.removeprefix('bixt_'), out_type='featmap').double().eval()
+    missing, unexpected = dense.load_state_dict(weights, strict=False)
+    assert missing == [] and any(
+        key.startswith(f'blocks.{len(net.blocks) - 1}') for key in unexpected
+    )
+    golden.check('dense_tokens', dense(golden.input())[0].flatten(2).mT)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

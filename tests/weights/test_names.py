@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from mmbiformer.errors import CheckpointError
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 from mmbiformer.registry import MODELS
 from mmbiformer.weights.names import convert_released, is_released, unnest
 from tests.helpers.backbones import toy
@@ -18,6 +18,7 @@ from tests.helpers.goldens import DATA, Golden
 ROOT = Path(__file__).parents[2]
 FAMILIES = {'biformer': BiFormer, 'debiformer': DeBiFormer}
 CLASSIFIERS = sorted(path.stem for path in DATA.glob('*_cls.npz'))
+BIXTS = sorted(path.stem for path in DATA.glob('bixt_*.npz'))
 DENSE = sorted(path.stem for path in [*DATA.glob('*_det.npz'), *DATA.glob('*_seg.npz')])
 
 
@@ -45,7 +46,22 @@ def test_all_names_are_known(name):
     assert shapes(convert_released(weights)) == expected
 
 
-@pytest.mark.parametrize('name', ['biformer_tiny_cls', 'biformer_small_det'])
+@pytest.mark.parametrize('name', BIXTS)
+def test_all_names_of_bixt_are_known(name):
+    """The table of positions is left out: it belongs to one size of images."""
+    with torch.device('meta'):
+        net = BiXT(name.removeprefix('bixt_'))
+    weights = empty(Golden(name).shapes())
+    assert 'fourier_pos_encode.pos' in weights and is_released(weights)
+    dim = net.arch['dim']
+    head = {'head.fc.weight': (1000, dim), 'head.fc.bias': (1000,)}
+    own = {f'backbone.{key}': shape for key, shape in shapes(net.state_dict()).items()}
+    assert shapes(convert_released(weights)) == own | head
+    del weights['fourier_pos_encode.pos']  # as in the models for 384x384
+    assert shapes(convert_released(weights)) == own | head
+
+
+@pytest.mark.parametrize('name', ['biformer_tiny_cls', 'biformer_small_det', 'bixt_ti_l64_p16'])
 @pytest.mark.parametrize('nest', ['', 'model', 'state_dict'])
 @pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.', 'backbone.'])
 def test_nesting(name, nest, prefix):
