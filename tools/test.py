@@ -7,9 +7,14 @@ Examples:
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+from mmengine.model import is_model_wrapper
+from mmengine.registry import METRICS, MODELS, init_default_scope
+from mmengine.runner import Runner
 
 from mmbiformer.commands.faults import run_command
 from mmbiformer.commands.options import add_run_options, load_config
@@ -23,7 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_options(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions to a pickle file')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.pkl',
+        help='write the predictions to a pickle file, or label maps of MMSegmentation to a folder',
+    )
     parser.add_argument('--show-dir', metavar='DIR', help='paint the predictions into a folder')
     parser.add_argument('--tta', action='store_true', help='augment at test time')
     return parser.parse_args()
@@ -35,16 +44,41 @@ def main() -> None:
     cfg = load_config(args)
     check_data(cfg, ('test',))
     cfg.load_from, cfg.resume = args.checkpoint, False
-    if args.out is not None:
-        # MMDetection's own keeps masks as run lengths and leaves the ground truth out.
-        kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
-        dump = dict(type=kind, out_file_path=args.out)
-        cfg.test_evaluator = [*_as_list(cfg.test_evaluator), dump]
     if args.show_dir is not None:
         paint(cfg, args.show_dir)
     if args.tta:
         augment(cfg)
-    build_runner(cfg).test()
+    runner = build_runner(cfg)
+    if args.out is not None:
+        dump(runner, args.out)
+    runner.test()
+
+
+def dump(runner: Runner, path: str) -> None:
+    """Write the predictions as the host's own command does."""
+    metrics = runner.test_evaluator.metrics
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    hosts = {part.__module__.split('.')[0] for part in type(model).__mro__}
+    hosts.add(runner.cfg.get('default_scope'))
+    folders = [metric for metric in metrics if hasattr(metric, 'output_dir')]
+    if folders and not path.endswith(('.pkl', '.pickle')):  # MMSegmentation's label maps
+        os.makedirs(path, exist_ok=True)
+        folders[0].output_dir = path
+    elif 'mmdet' in hosts:  # keeps masks as run lengths and leaves the ground truth out
+        kind = METRICS.get('mmdet.DumpDetResults')
+        metrics.append(kind(path))
+    else:
+        metrics.append(DumpLabels(path))
+
+
+class DumpLabels(DumpResults):
+    """MMEngine's ``DumpResults`` without the maps of logits, which take 100 times as much."""
+
+    def process(self, data_batch: Any, predictions: Sequence[dict]) -> None:
+        """Keep what is no map of logits and no ground truth of one."""
+        left_out = 'seg_logits', 'gt_sem_seg'
+        kept = [{k: v for k, v in each.items() if k not in left_out} for each in predictions]
+        super().process(data_batch, kept)
 
 
 def paint(cfg: Config, folder: str) -> None:
@@ -80,12 +114,14 @@ def augment(cfg: Config) -> None:
         raise UserError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
     if 'data_preprocessor' in cfg:  # MMPretrain's stands beside the model, which would lose it
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    kind = cfg.tta_model.type
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if getattr(kind, '__module__', '') == 'mmseg.models.segmentors.seg_tta':
+        cfg.tta_model.type = 'mmbiformer.SegTTAModel'  # the same in less memory
+        cfg.model.setdefault('_scope_', cfg.default_scope)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-
-
-def _as_list(evaluators: Any) -> list:
-    return list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
 
 
 if __name__ == '__main__':

@@ -92,9 +92,25 @@ def test_predictions_and_pictures(evaluated, augment, tmp_path):
     options += ['--show-dir', tmp_path / 'show'] if paints else []
     evaluate(config, checkpoint, tmp_path / 'work', *options)
     with (tmp_path / 'out.pkl').open('rb') as file:
-        assert len(pickle.load(file)) == 2
+        samples = pickle.load(file)
+    assert len(samples) == 2
+    dense = 'seg_logits', 'gt_sem_seg', 'gt_instances'
+    assert not [name for sample in samples for name in dense if name in sample]
     pictures = [p for p in (tmp_path / 'show').rglob('*') if p.suffix in ('.png', '.jpg')]
     assert len(pictures) == (2 if paints else 0)
+
+
+@pytest.mark.parametrize('evaluated', ['mmseg'], indirect=True)
+def test_label_maps_in_a_folder(evaluated, tmp_path):
+    """As MMSegmentation's own tools/test.py writes them; with two evaluators."""
+    _, config, checkpoint = evaluated
+    two = config.with_name('two.py')
+    two.write_text(
+        f"_base_ = './{config.name}'\n"
+        "test_evaluator = [_base_.test_evaluator, dict(_base_.test_evaluator, prefix='again')]\n"
+    )
+    evaluate(two, checkpoint, tmp_path / 'work', '--out', tmp_path / 'maps')
+    assert len([*(tmp_path / 'maps').glob('*.png')]) == 2
 
 
 def test_masks_are_kept_as_run_lengths(tmp_path):
