@@ -27,6 +27,21 @@ HINTS = (
         "can't allocate memory",
         'memory ran out: lower batch_size or the image size, or free memory',
     ),
+    (
+        'Expected more than 1 value per channel when training',
+        'a BatchNorm has one value a channel to normalise: train on two or more images a batch, '
+        'the last batch of an epoch too (drop_last=True)',
+    ),
+    (
+        'The image size in a batch should be the same',
+        'images of different sizes are validated one by one: set batch_size=1 in val_dataloader and '
+        'test_dataloader',
+    ),
+    (
+        'Excepted key in',
+        'a schedule that waits for a plateau sees the figures of the validation only: set its '
+        'monitor to one of these keys',
+    ),
 )
 """Part of an error message, and the line that follows its traceback."""
 
@@ -52,6 +67,7 @@ def run_command(main: Callable[[], None]) -> None:
     except Exception as error:
         # PyTorch's handler may report a dead worker again while the traceback is printed.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        error.__suppress_context__ = False  # MMEngine hides a hook's own TypeError
         sys.excepthook(type(error), error, error.__traceback__)
         if text := hint(error):
             print(f'hint: {text}', file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
@@ -34,6 +35,8 @@ def build_runner(cfg: Config) -> Runner:
         distribute_on_cpu(cfg)
     use_own_checkpoint_hook(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    # MMEngine logs up to three lines for each parameter; the config says the same in a few.
+    runner.logger.addFilter(lambda record: not str(record.msg).startswith('paramwise_options'))
     runner.register_hook(CheckClassesHook())
     if on_cpu:
         runner.logger.warning(
@@ -82,11 +85,11 @@ def distribute_on_cpu(cfg: Config) -> None:
 def _replace_sync_bn(node: Any) -> None:
     """PyTorch synchronises BatchNorm on GPUs only."""
     if isinstance(node, dict):
-        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        if node.get('type') in ('SyncBN', 'MMSyncBN', nn.SyncBatchNorm):
             node['type'] = 'BN'
-        node = node.values()
-    if isinstance(node, (list, tuple)) or not isinstance(node, (str, type(None))):
-        for child in node if hasattr(node, '__iter__') else ():
+        node = [*node.values()]
+    if isinstance(node, (list, tuple)):
+        for child in node:
             _replace_sync_bn(child)
 
 
@@ -98,7 +101,8 @@ def use_own_checkpoint_hook(cfg: Config) -> None:
     """
     hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
     hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
-    if hook and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+    names = 'CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook
+    if hook and hook.get('type') in names:
         hook.type = 'mmbiformer.CheckpointHook'
 
 
@@ -153,9 +157,11 @@ def use_pretrained(cfg: Config, checkpoint: str | None) -> None:
 
 
 def random_weights_message(cfg: Config) -> str | None:
-    """Say that a backbone of ours starts from random weights; None if it does not."""
+    """Say that a detector's or segmentor's backbone of ours starts from random weights, or None."""
     backbone = cfg.model.get('backbone')
     if not isinstance(backbone, dict) or cfg.get('load_from') or backbone.get('init_cfg'):
+        return None
+    if cfg.get('default_scope') == 'mmpretrain':  # whose classifiers start so
         return None
     kind = backbone.get('type')
     kind = MODELS.get(kind) if isinstance(kind, str) else kind

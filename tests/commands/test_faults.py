@@ -7,6 +7,9 @@ import sys
 
 import pytest
 import torch
+from mmengine.optim import ReduceOnPlateauLR
+from mmseg.models import SegDataPreProcessor
+from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader, Dataset
 
 from mmbiformer.commands.faults import HINTS, hint, run_command
@@ -97,6 +100,34 @@ def test_hint_follows_the_traceback(fault, advice):
 def test_hint_of_a_gpu():
     """PyTorch's words, which no test can provoke without a GPU."""
     assert 'lower batch_size' in hint(torch.OutOfMemoryError('CUDA out of memory. Tried to'))
+
+
+def one_value_a_channel():
+    torch.nn.BatchNorm2d(4)(torch.ones(1, 4, 1, 1))
+
+
+def validation_images_of_two_sizes():
+    images = [torch.ones(3, 8, 8), torch.ones(3, 8, 9)]
+    SegDataPreProcessor()(dict(inputs=images, data_samples=[SegDataSample(), SegDataSample()]))
+
+
+def plateau_of_the_loss():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(()))], lr=1.0)
+    ReduceOnPlateauLR(optimizer, monitor='loss').step(dict(mIoU=1.0))
+
+
+@pytest.mark.parametrize(
+    ('fault', 'advice'),
+    [
+        (one_value_a_channel, 'two or more images a batch'),
+        (validation_images_of_two_sizes, 'set batch_size=1 in val_dataloader'),
+        (plateau_of_the_loss, 'one of these keys'),
+    ],
+)
+def test_hint_of_a_late_error(fault, advice, capsys):
+    status, printed = end_of(fault, capsys)
+    assert status == 1
+    assert advice in printed.rstrip().splitlines()[-1]
 
 
 def test_hint_of_the_cause():

@@ -85,6 +85,16 @@ def write(folder, case):
     return config, module, 1 + text[: text.index('# here')].count('\n')
 
 
+def test_type_error(tmp_path, monkeypatch):
+    """MMEngine hides where a TypeError in a hook comes from."""
+    monkeypatch.syspath_prepend(tmp_path)
+    config, module, line = write(tmp_path, 'model')
+    module.write_text(module.read_text().replace("raise ValueError('", "raise TypeError('"))
+    out = train(config, tmp_path / 'work', status=1)
+    assert f'File "{module}", line {line}' in out
+    assert 'TypeError: need at least one array to concatenate' in out
+
+
 @pytest.mark.parametrize(
     ('case', 'workers'), [*((case, 0) for case in CASES), ('images', 1), ('transform', 1)]
 )

@@ -24,6 +24,8 @@ OTHER_PARTS = {'backbone', 'reid'}
 """Parts of the hosts' models whose classes are not those of the data."""
 LANGUAGE = {'language_model', 'text_encoder', 'text_backbone', 'text_model'}
 """Parts of models that read the names of classes instead of numbers."""
+LIBRARIES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'mmbiformer', 'torchvision'}
+"""Whose transforms leave the numbers of classes as they are."""
 LONGEST_LIST = 2**24  # bytes of the categories of a COCO file
 
 
@@ -46,7 +48,8 @@ class CheckClassesHook(Hook):
       data, or in the checkpoint.
 
     Left alone are panoptic data, models that read the names of classes, and heads with one output
-    (or two for segmentation), which tell objects from background. The commands in ``tools/`` add
+    (or two for segmentation), which tell objects from background. Where a transform of the user's
+    own may map the labels, other numbers of classes are a warning. The commands in ``tools/`` add
     this hook.
 
     Raises:
@@ -86,7 +89,7 @@ def _check(runner: Runner, splits: list[str], known: list[tuple[str, Sequence[st
         return
     known = [*known]
     for split in splits:
-        counts = []
+        counts, mapped = [], False
         for dataset in _leaves(getattr(runner, f'{split}_dataloader').dataset):
             where = f'the {split} data'
             if path := getattr(dataset, 'ann_file', '') or getattr(dataset, 'img_prefix', ''):
@@ -100,8 +103,19 @@ def _check(runner: Runner, splits: list[str], known: list[tuple[str, Sequence[st
                 _check_order(names, where, known)
                 known.append((where, names))
             counts.append((len(classes), where, classes))
-        if counts:
-            _check_count(runner.model, *max(counts, key=lambda each: each[0]))
+            mapped |= _has_own_transform(dataset)
+        try:
+            if counts:
+                _check_count(runner.model, *max(counts, key=lambda each: each[0]))
+        except ClassCountError as error:
+            if not mapped:
+                raise
+            runner.logger.warning(f'Unless your transforms map the classes: {error}')
+
+
+def _has_own_transform(dataset: Any) -> bool:
+    transforms = getattr(getattr(dataset, 'pipeline', None), 'transforms', ())
+    return any(type(each).__module__.partition('.')[0] not in LIBRARIES for each in transforms)
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -185,12 +199,13 @@ def _check_categories(dataset: Any, classes: Sequence[str], where: str) -> None:
     if type(dataset).load_data_list is not host.CocoDataset.load_data_list:
         return  # it has numbers of its own
     names = _categories(dataset.ann_file)
-    missing = [name for name in classes if names and name not in names]
-    if missing or len(dataset.cat_ids) < len(classes):
+    missing = [name for name in classes if name not in names]
+    # The last ones change no number.
+    if names and missing and names != [*classes][: len(names)]:
         raise ClassCountError(
-            f'{where} lack classes: {_few(missing) or len(classes) - len(dataset.cat_ids)}. The '
-            f'categories of the file are {_few(names) or "others"}. Name them in metainfo.classes '
-            'as they are spelt there, or add what is missing to the file'
+            f'{where} lack classes: {_few(missing)}. The categories of the file are {_few(names)}. '
+            'Name them in metainfo.classes as they are spelt there, or add what is missing to the '
+            'file'
         )
     ordered = [name for name in names if name in classes]
     for given, needed in zip(ordered, dict.fromkeys(classes), strict=False):
