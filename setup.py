@@ -1,5 +1,6 @@
 """Puts configs and tools into the wheel; everything else is in pyproject.toml."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,17 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # What OpenMMLab's `mim` looks for inside an installed package, in its folder `.mim`.
 MIM_PARTS = ('configs', 'tools', 'model-index.yml')
-NOT_SHIPPED = shutil.ignore_patterns('__pycache__', 'setup_env.sh', 'uv.sh')
+
+
+def not_shipped(folder: str, names: list[str]) -> set[str]:
+    """Leave out the set-up's scripts, and a user's own configs: those that no metafile lists."""
+    hidden = {'__pycache__', 'setup_env.sh', 'uv.sh'}
+    if Path(folder) == ROOT / 'configs':
+        metafiles = [name for name in names if name.startswith('metafile_')]
+        text = ''.join(Path(folder, name).read_text(encoding='utf-8') for name in metafiles)
+        listed = re.findall(r'Config: configs/(\S+)', text)
+        hidden |= {*names} - {'_base_', 'demo', *metafiles, *listed}
+    return hidden
 
 
 class BuildWithMim(build_py):
@@ -31,7 +42,7 @@ class BuildWithMim(build_py):
         mim.mkdir()
         for part in filter(Path.exists, map(ROOT.joinpath, MIM_PARTS)):
             if part.is_dir():
-                shutil.copytree(part, mim / part.name, ignore=NOT_SHIPPED)
+                shutil.copytree(part, mim / part.name, ignore=not_shipped)
             else:
                 shutil.copy2(part, mim)
 

@@ -17,7 +17,7 @@ from mmbiformer.commands.runner import (
     random_weights_message,
     use_pretrained,
 )
-from mmbiformer.engine.hooks import SanityRunHook
+from mmbiformer.engine.hooks import CheckLengthHook, SanityRunHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,6 +65,7 @@ def main() -> None:
     warnings = [claim_work_dir(cfg), *choose_checkpoint(cfg, args.resume)]
     warnings += [drop_amp_without_gpu(cfg), random_weights_message(cfg)]
     runner = build_runner(cfg)
+    runner.register_hook(CheckLengthHook())
     if not args.no_sanity_run:
         runner.register_hook(SanityRunHook())
     for warning in filter(None, warnings):

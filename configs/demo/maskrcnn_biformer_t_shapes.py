@@ -48,6 +48,7 @@ optim_wrapper = dict(
     ),
     clip_grad=dict(max_norm=5.0),
 )
+# 400 images make 600 iterations: the recipe's warm-up of 500 would take nearly all of them.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(

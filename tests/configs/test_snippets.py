@@ -36,3 +36,23 @@ def test_builds(text, tmp_path):
     (classes,) = {head.num_classes for head in heads}
     metainfo = cfg.train_dataloader.dataset.get('metainfo')
     assert classes == (len(metainfo.classes) if metainfo else cfg.data_preprocessor.num_classes)
+
+
+TRAINING = (ROOT / 'docs/training.md').read_text()
+OWN = dict(re.findall(r"### (\w+)\n[^#]*?```python\n(_base_ = '.*?)```", TRAINING, re.S))
+SMALL = dict(re.findall(r'```python\n# (\w+)(.*?)```', TRAINING, re.S))
+
+
+@pytest.mark.parametrize('task', ['Detection', 'Segmentation', 'Classification'])
+def test_a_small_data_set(task, tmp_path):
+    """60 images, as the page says: the warm-up ends early, and there are batches."""
+    path = tmp_path / 'mine.py'
+    text = OWN[task] + '#' + SMALL[task]
+    path.write_text(re.sub(r"_base_ = '(?:.*/)?", f"_base_ = '{ROOT}/configs/", text))
+    cfg = Config.fromfile(path)
+    warm_up, decay = cfg.param_scheduler
+    steps = 60 // cfg.train_dataloader.batch_size
+    length = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs * steps
+    assert 0 < warm_up.end < length / 10
+    assert not warm_up.by_epoch
+    assert decay.end == cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs'))

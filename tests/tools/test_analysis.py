@@ -1,6 +1,7 @@
 """The commands around training: count, time, look, print, draw."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +130,9 @@ def test_plot_logs(tmp_path):
     printed = run_tool('plot_logs', tmp_path / 'a', tmp_path / 'b', '--out', out)
     assert 'drew 2 curve(s) of 2 run(s)' in printed
     assert out.stat().st_size > 5000
+    before = {*Path().iterdir()}
+    run_tool('plot_logs', tmp_path / 'a', tmp_path / 'b')  # beside the first run's logs
+    assert (tmp_path / 'a' / 'curves.png').is_file() and {*Path().iterdir()} == before
     printed = run_tool('plot_logs', tmp_path / 'a', '--keys', 'acc', status=2)
     assert 'acc: not logged; there are loss, lr' in printed
     assert 'there is no run in it' in run_tool('plot_logs', tmp_path, status=2)

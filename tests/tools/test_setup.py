@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import mmbiformer
+from tests.helpers.configs import ENTRIES
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ('configs', 'tools', 'model-index.yml')
+MIM_PARTS = ('configs', 'tools', 'model-index.yml')
+METAFILES = [f'configs/metafile_{data}.yml' for data in ('ade20k', 'coco', 'in1k')]
+SHIPPED = ('tools', 'model-index.yml', 'configs/_base_', 'configs/demo', *METAFILES)
 DEVELOPER_TOOLS = ('setup_env.sh', 'uv.sh')
 
 # Shell code for what `uv sync --dry-run -v` says.
@@ -134,12 +137,15 @@ def read(name):
 
 def test_wheel_ships_package_configs_and_tools(tmp_path):
     ignore = shutil.ignore_patterns('__pycache__')
-    for name in ('mmbiformer', *SHIPPED, 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+    for name in ('mmbiformer', *MIM_PARTS, 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
         copy = shutil.copy if (ROOT / name).is_file() else shutil.copytree
         copy(ROOT / name, tmp_path / name, **({} if copy is shutil.copy else dict(ignore=ignore)))
     stale = tmp_path / 'build' / 'lib' / 'mmbiformer' / 'removed.py'
     stale.parent.mkdir(parents=True)
     stale.touch()
+    (tmp_path / 'configs' / 'mine').mkdir()
+    for own in ('mine.py', 'mine/another.py'):
+        (tmp_path / 'configs' / own).touch()
     command = [sys.executable, 'setup.py', '--quiet', 'bdist_wheel']
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
@@ -147,7 +153,8 @@ def test_wheel_ships_package_configs_and_tools(tmp_path):
         names = set(wheel.namelist())
         metadata = wheel.read(next(name for name in names if name.endswith('METADATA'))).decode()
     package = files(tmp_path, 'mmbiformer')
-    shipped = {f'mmbiformer/.mim/{name}' for part in SHIPPED for name in files(tmp_path, part)}
+    parts = [*SHIPPED, *(f'configs/{name}.py' for name in ENTRIES)]
+    shipped = {f'mmbiformer/.mim/{name}' for part in parts for name in files(tmp_path, part)}
     hidden = {f'mmbiformer/.mim/tools/{name}' for name in DEVELOPER_TOOLS}
     assert {name for name in names if '.dist-info/' not in name} == package | shipped - hidden
     assert any(name.endswith('.cpp') for name in package)
