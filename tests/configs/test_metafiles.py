@@ -18,6 +18,16 @@ CLASSIFIERS = {
     'debiformer_t': (21_495_598, 2_653_589_952),
     'debiformer_s': (44_008_028, 5_439_885_184),
     'debiformer_b': (95_501_926, 11_741_105_280),
+    'bixt_ti_l64_p16': (15_121_192, 1_679_473_344),
+    'bixt_ti_l64_p16s8': (15_121_192, 4_705_424_832),
+    'bixt_ti_l64_p16s4': (15_121_192, 16_809_230_784),
+    'bixt_ed256_l64_p16': (26_682_088, 2_922_641_664),
+    'bixt_ed256LS_l64_p16s8': (26_700_008, 8_142_200_064),
+    'bixt_ti_l64_d13_p16': (16_381_672, None),
+    'bixt_ti_l64_d13_p16s8': (16_381_672, None),
+    'bixt_ti_l64_d13_p16s4': (16_381_672, None),
+    'bixt_ti_cnv_l64_d13_p16': (16_453_120, None),
+    'bixt_ti_cnv_l64_d13_p8': (16_443_352, None),
 }
 FIGURES = {
     'biformer_t_in1k': [81.4],
@@ -42,6 +52,23 @@ FIGURES = {
     'retinanet_debiformer_b_coco': [47.1],
     'sfpn_debiformer_b_ade20k': [50.6],
     'upernet_debiformer_b_ade20k': [51.4, 52.0],
+    'bixt_ti_l64_p16_in1k': [80.10, 94.74],
+    'bixt_ti_l64_p16s8_in1k': [81.88, 95.43],
+    'bixt_ti_l64_p16s4_in1k': [82.70, 95.91],
+    'bixt_ti_l64_d13_p16_in1k': [80.44, 94.90],
+    'bixt_ti_l64_d13_p16s8_in1k': [82.44, 95.82],
+    'bixt_ti_l64_d13_p16s4_in1k': [83.04, 96.18],
+    'bixt_ed256_l64_p16_in1k': [81.74, 95.37],
+    'bixt_ed256LS_l64_p16s8_in1k': [83.24, 96.17],
+    'bixt_ti_cnv_l64_p16_in1k': [81.00, 95.18],
+    'bixt_ti_cnv_l64_d13_p16_in1k': [80.95, 95.05],
+    'bixt_ti_cnv_l64_d13_p8_in1k': [82.47, 95.68],
+    'bixt_ti_l64_p16_ft384_in1k': [81.85, 95.68],
+    'bixt_ti_l64_p16s8_ft384_in1k': [82.77, 96.04],
+    'bixt_ti_l64_p16s4_ft384_in1k': [83.15, 96.18],
+    'bixt_ti_l64_d13_p16_ft384_in1k': [82.15, 95.72],
+    'bixt_ti_l64_d13_p16s8_ft384_in1k': [83.06, 96.27],
+    'bixt_ed256LS_l64_p16s8_ft384_in1k': [83.89, 96.58],
 }
 
 
@@ -66,9 +93,10 @@ def test_names_are_unique():
 @pytest.mark.parametrize('name', CLASSIFIERS)
 def test_classifiers(name):
     entry, (parameters, macs) = ENTRIES[f'{name}_in1k'], CLASSIFIERS[name]
-    assert entry['Metadata'] == {'FLOPs': macs, 'Parameters': parameters}
+    counts = dict(Parameters=parameters) | (dict(FLOPs=macs) if macs else {})
+    assert entry['Metadata'] == counts
     assert sum(p.numel() for p in model_of(f'{name}_in1k').parameters()) == parameters
-    if name.startswith('biformer'):  # DeBiFormer's files have no addresses
+    if name.startswith('biformer'):  # the others' files have no addresses
         size = name.removeprefix('biformer_')
         url = BiFormer.released[{'t': 'tiny', 's': 'small', 'b': 'base'}.get(size, size)]
         assert entry['Weights'] == entry['Converted From']['Weights'] == url

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 
 from mmbiformer.commands import runner as commands_runner
 from mmbiformer.shapes import CLASSES, ShapesSpec, make_shapes
-from tests.helpers.configs import RECIPES, ROOT
+from tests.helpers.configs import ENTRIES, ROOT
 from tests.helpers.in_process import train
 
 # Nothing else is changed: data sets, classes, augmentation, model, losses, optimizer, schedule,
@@ -56,6 +56,7 @@ REPORTED = {
 }
 # The cheapest of each host. The others take up to half a minute each.
 FAST = 'biformer_t_in1k', 'retinanet_biformer_t_coco', 'sfpn_biformer_t_ade20k'
+FAST += ('bixt_ti_l64_p16_in1k',)
 
 
 @pytest.fixture(scope='module')
@@ -89,7 +90,7 @@ class Watch(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.rates = [rate for rates in runner.optim_wrapper.get_lr().values() for rate in rates]
-        self.stem = runner.model.backbone.downsample_layers[0][0].weight
+        self.stem = next(runner.model.backbone.parameters())
         self.stem_before = self.stem.detach().clone()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
@@ -104,7 +105,7 @@ class Watch(Hook):
 
 @pytest.mark.parametrize(
     'name',
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ENTRIES],
 )
 def test_trains_and_validates(name, data, tmp_path, monkeypatch):
     """As ``tools/train.py CONFIG --cfg-options CHANGES`` does beside ``data/``."""

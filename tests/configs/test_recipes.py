@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmbiformer.layers import BiLevelRoutingAttention
-from tests.helpers.configs import DEMOS, RECIPES, load, model_of
+from tests.helpers.configs import DEMOS, ENTRIES, RECIPES, load, model_of
 
 ARCHS = {'t': 'tiny', 's': 'small', 'b': 'base'}
 # Grid, drop path | GPUs, images each | learning rate, weight decay | loss scale of fp16.
@@ -62,7 +62,7 @@ def test_every_recipe_is_tested():
     assert SETTINGS.keys() == {*RECIPES}
 
 
-@pytest.mark.parametrize('name', RECIPES + DEMOS)
+@pytest.mark.parametrize('name', [*ENTRIES, *DEMOS])
 def test_builds(name):
     cfg, model = load(name), model_of(name)
     assert type(model.backbone).__module__.startswith('mmbiformer.models')

@@ -31,7 +31,8 @@ ENTRIES = {
     for file in metafiles()
     for entry in file['Models']
 }
-RECIPES = [*ENTRIES]
+BIXT = [name for name in ENTRIES if 'bixt_' in name]
+RECIPES = [name for name in ENTRIES if name not in BIXT]  # of the pyramids
 
 
 @functools.cache

@@ -1,0 +1,7 @@
+# As with tokens every 8 pixels.
+_base_ = 'upernet_bixt_ti_p16s8_ade20k.py'
+
+model = dict(
+    backbone=dict(arch='ti_l64_d13_p16s4'),
+    neck=dict(_delete_=True, type='mmbiformer.MapPyramid', dim=192, scales=(1, 0.5, 0.25, 0.125)),
+)
