@@ -29,7 +29,8 @@ class Exportable(nn.Module):
     Attributes:
         backbone (Backbone): The backbone.
         classifies (bool): Whether the outputs are logits; else they are maps.
-        output_names (list[str]): ``['logits']``, or ``'map0'`` and so on by stage.
+        output_names (list[str]): ``['logits']``, or ``'map0'`` and so on by stage or block, or
+            ``['features']``.
         any_size (bool): Whether height and width are left open. The batch always is.
 
     Raises:
@@ -41,9 +42,10 @@ class Exportable(nn.Module):
         self.classifies = not isinstance(model, Backbone)
         self.any_size = any_size and not self.classifies
         self.model = model
-        self.output_names = (
-            ['logits'] if self.classifies else [f'map{i}' for i in self.backbone.out_indices]
-        )
+        if self.classifies:
+            self.output_names = ['logits']
+        else:  # a backbone without maps gives one feature
+            self.output_names = [f'map{i}' for i in self.backbone.out_indices] or ['features']
         for layer in self.routed_layers():
             layer.backend = 'sdpa'
             if self.any_size and layer.region_grid == 'auto':
@@ -85,7 +87,8 @@ def trace(net: Exportable, size: tuple[int, int] | None = None) -> ExportedProgr
         # Nothing runs at this size, but the graph keeps what is true of it. So it has regions of
         # several tokens in every stage, and no side is a multiple of anything.
         routed = net.routed_layers()
-        rows, cols = map(max, zip(*(layer.region_grid for layer in routed), strict=True))
+        grids = [layer.region_grid for layer in routed] or [(3, 3)]
+        rows, cols = map(max, zip(*grids, strict=True))
         size = 64 * rows + 37, 64 * cols + 53
         if OWN_SIDES and all(layer.padding == 'input' for layer in routed):
             convs = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1)]

@@ -17,7 +17,7 @@ from mmbiformer.export.aoti import run_package, write_package
 from mmbiformer.export.graph import Exportable, trace
 from mmbiformer.export.onnx import run_onnx, write_onnx
 from mmbiformer.export.verify import NEAR_TIE, TOLERANCE, check, compare
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 
 ARCHS = {
     BiFormer: dict(depths=(1, 1), embed_dims=(32, 64), mlp_ratio=1, topks=(2, None)),
@@ -50,7 +50,8 @@ SIZES = [
 
 def small(family, **kwargs):
     torch.manual_seed(0)
-    return family(**dict(arch=ARCHS[family], region_grid=3) | kwargs)
+    defaults = {} if family is BiXT else dict(arch=ARCHS[family], region_grid=3)
+    return family(**defaults | kwargs)
 
 
 class Follow(TorchFunctionMode):
@@ -160,6 +161,29 @@ def test_onnx_equals_pytorch_at_any_size(family, kwargs, onnx_file):
             assert_equals_pytorch(net, file, torch.randn(batch, channels, *size))
 
 
+BIXT = dict(arch=dict(dim=32, depth=3, num_latents=5, stride=8))
+
+
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(out_type='featmap', out_indices=(0, 1)),
+        pytest.param(dict(out_type='latents'), marks=SLOW),
+        pytest.param(
+            dict(arch=dict(BIXT['arch'], tokenizer='conv', layer_scale=0.1), out_type='featmap'),
+            marks=SLOW,
+        ),
+    ],
+)
+def test_bixt_equals_pytorch_at_any_size(kwargs, tmp_path):
+    net = Exportable(small(BiXT, **(BIXT | kwargs)))
+    write_onnx(trace(net), tmp_path / 'bixt.onnx', net)
+    file = OnnxFile(tmp_path / 'bixt.onnx')
+    assert file.inputs == {'images': ['batch', 3, 'height', 'width']}
+    for batch, *size in SIZES:
+        assert_equals_pytorch(net, file, torch.randn(batch, 3, *size))
+
+
 def test_another_file_is_told_apart(onnx_file):
     """The measure itself: other weights differ, and other routes are no near-ties."""
     net, path = onnx_file(BiFormer)
@@ -175,9 +199,12 @@ def test_another_file_is_told_apart(onnx_file):
 
 
 @pytest.mark.slow  # the C++ compiler takes a minute or more
-@pytest.mark.parametrize('family', [BiFormer, DeBiFormer])
-def test_package_equals_pytorch_at_any_size(family, tmp_path):
-    net = Exportable(small(family))
+@pytest.mark.parametrize(
+    ('family', 'kwargs'),
+    [(BiFormer, {}), (DeBiFormer, {}), (BiXT, BIXT), (BiXT, dict(BIXT, out_type='featmap'))],
+)
+def test_package_equals_pytorch_at_any_size(family, kwargs, tmp_path):
+    net = Exportable(small(family, **kwargs))
     path = tmp_path / 'maps.pt2'
     write_package(trace(net), path, net)
     run = run_package(path)

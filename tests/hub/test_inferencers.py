@@ -44,12 +44,20 @@ def small(tmp_path):
     return write
 
 
-def test_classification(picture, tmp_path):
+@pytest.mark.parametrize(
+    ('golden', 'config', 'key'),
+    [
+        ('biformer_tiny_cls', 'biformer_t_in1k', 'model'),
+        ('bixt_ti_l64_p16', 'bixt_ti_l64_p16_in1k', 'state_dict'),
+        ('bixt_ti_l64_p16', 'bixt_ti_l64_p16_ft384_in1k', 'state_dict'),
+    ],
+)
+def test_classification(golden, config, key, picture, tmp_path):
     apis = pytest.importorskip('mmpretrain.apis')
-    path = tmp_path / 'biformer_tiny_best.pth'
-    theirs = Golden('biformer_tiny_cls').released()
-    torch.save(dict(model=theirs, epoch=299), path)
-    config = str(CONFIGS / 'biformer_t_in1k.py')
+    path = tmp_path / 'best.pth'
+    theirs = Golden(golden).released()
+    torch.save({key: theirs, 'epoch': 299}, path)
+    config = str(CONFIGS / f'{config}.py')
     inferencer = apis.ImageClassificationInferencer(config, pretrained=str(path), device='cpu')
     (result,) = inferencer(picture)
     assert result['pred_scores'].shape == (1000,)

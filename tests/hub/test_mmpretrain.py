@@ -6,7 +6,7 @@ import torch
 mmpretrain = pytest.importorskip('mmpretrain')
 
 import mmbiformer.hub.mmpretrain  # noqa: E402, F401
-from mmbiformer.models import BiFormer  # noqa: E402
+from mmbiformer.models import BiFormer, BiXT  # noqa: E402
 from tests.helpers.goldens import Golden  # noqa: E402
 
 
@@ -28,3 +28,13 @@ def test_models_without_weights():
     }
     net = mmpretrain.get_model('debiformer-tiny_3rdparty_in1k', head=dict(num_classes=7))
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_bixt(tmp_path):
+    path = tmp_path / 'model_best.pth.tar'
+    theirs = Golden('bixt_ti_l64_p16').released()
+    torch.save(dict(state_dict=theirs, epoch=799), path)
+    assert len(mmpretrain.list_models('bixt*')) == 17
+    net = mmpretrain.get_model('bixt-ti-l64-p16_3rdparty_in1k', pretrained=str(path))
+    assert isinstance(net.backbone, BiXT)
+    assert torch.equal(net.head.fc.bias, theirs['head.bias'])

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS, DefaultScope
 from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 
+from mmbiformer.errors import CheckpointError
 from mmbiformer.hub.timm import default_cfgs
 from mmbiformer.models import BiFormer, DeBiFormer
 from tests.helpers.goldens import Golden
@@ -91,6 +92,12 @@ def test_classifier(name, released, weights):
     assert net.get_classifier().out_features == net.num_classes == 7
     net.reset_classifier(0, '')
     assert net(images).shape == (1, 512, 2, 3)
+
+
+def test_failed_download():
+    overlay = dict(url=('http://127.0.0.1:9/none', 'none.pth'))
+    with pytest.raises(CheckpointError, match=r'github\.com/rayleizhu/BiFormer and give its path'):
+        timm.create_model('biformer_tiny', pretrained=True, pretrained_cfg_overlay=overlay)
 
 
 def test_download(released, weights, tmp_path):

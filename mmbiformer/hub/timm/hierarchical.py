@@ -1,36 +1,22 @@
-"""Importing this makes ``timm.create_model('biformer_small')`` work, as timm's own models do."""
+"""Backbones that give maps of several sizes, as timm's models."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from mmengine.runner import CheckpointLoader
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead
-from timm.models import (
-    build_model_with_cfg,
-    clean_state_dict,
-    generate_default_cfgs,
-    load_pretrained,
-    register_model,
-)
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
-from ..models.base import families, listed
-from ..models.hierarchical import HierarchicalBackbone
-
-STEM = 'downsample_layers.0.0'
+from ...models.hierarchical import HierarchicalBackbone
+from .classifier import Classifier
 
 
-class HierarchicalClassifier(nn.Module):
-    """A backbone of ours with a classifier, as timm's models are.
+class HierarchicalClassifier(Classifier):
+    """A backbone with a pooled last map and a classifier.
 
-    Names of parameters are those of an mmpretrain ``ImageClassifier``: ``backbone.…`` and
-    ``head.fc.…``. With ``features_only=True`` timm gives the stages' maps as they are, as from its
-    own models: no norm follows, since those of the dense tasks are not trained on ImageNet.
+    With ``features_only=True`` timm gives the stages' maps as they are, as from its own models: no
+    norm follows, since those of the dense tasks are not trained on ImageNet.
 
     Example:
         >>> import timm, torch
@@ -63,10 +49,9 @@ class HierarchicalClassifier(nn.Module):
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans)
         self.backbone = family(arch, final_norm=True, in_channels=in_chans, **kwargs)
         dims = self.backbone.arch['embed_dims']
-        self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = dims[-1]
         self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         self.feature_info = [
@@ -75,6 +60,10 @@ class HierarchicalClassifier(nn.Module):
         ]
         self.to(device=device, dtype=dtype)
 
+    @staticmethod
+    def first_conv(arch: Mapping[str, Any]) -> str:
+        return 'downsample_layers.0.0'
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Compute the last map, (B, C, H / 32, W / 32), of images (B, in_chans, H, W)."""
         return self.backbone(x)[0]
@@ -82,10 +71,6 @@ class HierarchicalClassifier(nn.Module):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool and classify a map: (B, num_classes), or (B, C) with ``pre_logits``."""
         return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
@@ -148,10 +133,6 @@ class HierarchicalClassifier(nn.Module):
             self.reset_classifier(0, '')
         return taken
 
-    def get_classifier(self) -> nn.Module:
-        """Return the last layer."""
-        return self.head.fc
-
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Make a new last layer.
 
@@ -162,10 +143,6 @@ class HierarchicalClassifier(nn.Module):
         self.num_classes = num_classes
         self.head.in_features = self.num_features
         self.head.reset(num_classes, global_pool)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again in the backward pass, or keep what it computes."""
-        self.backbone.with_cp = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Say which parameters make a layer, for layer-wise learning rates.
@@ -183,126 +160,3 @@ class HierarchicalClassifier(nn.Module):
         ]
         stages = r'^backbone\.(?:downsample_layers|stages)\.(\d+)'
         return dict(stem=r'^backbone\.downsample_layers\.0', blocks=stages if coarse else blocks)
-
-    def load_pretrained(self, checkpoint_path: str) -> None:
-        """Load a file: timm calls this for every ``file`` and ``url``.
-
-        Our reader takes what is in the authors' files beside weights, which timm's refuses.
-
-        Args:
-            checkpoint_path: An authors' file, one of ours, or one of mmpretrain or timm.
-
-        Raises:
-            CheckpointError: If its backbone does not fit this model.
-        """
-        path = str(checkpoint_path)
-        checkpoint = CheckpointLoader.load_checkpoint(path, 'cpu', logger='silent')
-        weights = clean_state_dict(checkpoint.get('state_dict', checkpoint))
-        load_pretrained(
-            self,
-            dict(self.pretrained_cfg, state_dict=weights),
-            num_classes=self.num_classes,
-            in_chans=self.in_chans,
-            filter_fn=partial(checkpoint_filter_fn, source=path),
-            strict=False,  # a backbone alone has no classifier; the filter checks the backbone
-        )
-
-
-def checkpoint_filter_fn(
-    state_dict: Mapping[str, Any],
-    model: HierarchicalClassifier,
-    source: str = 'the state dict',
-) -> dict[str, Any]:
-    """Give weights of a file the names of a model.
-
-    Args:
-        state_dict: Names and tensors: the authors', ours, or those of a backbone alone.
-        model: The model.
-        source: Where they are from, for the message.
-
-    Returns:
-        dict[str, Any]: The same tensors, under ``backbone.…`` and ``head.fc.…``.
-
-    Raises:
-        CheckpointError: If the backbone does not fit the model.
-    """
-    backbone = model.backbone
-    if backbone.is_released(state_dict):
-        state_dict = backbone.convert_released(state_dict)
-    if not any(name.startswith('backbone.') for name in state_dict):
-        state_dict = {
-            name if name.startswith('head.') else f'backbone.{name}': value
-            for name, value in state_dict.items()
-        }
-    given = {name.removeprefix('backbone.'): state_dict[name] for name in state_dict}
-    problems = backbone.problems_with(given)
-    if model.in_chans != 3:  # timm adapts the first convolution
-        problems = [each for each in problems if not each.startswith(f'{STEM}.weight is (')]
-    if problems:
-        family = type(backbone).__name__
-        raise CheckpointError(
-            f'{source} does not fit this {family}: {listed(problems)}. Choose the model of the '
-            'file or another file'
-        )
-    return dict(state_dict)
-
-
-def _cfg(family: type[HierarchicalBackbone], name: str, arch: str) -> dict[str, Any]:
-    """Give timm the facts about a model's weights and the images that they expect."""
-    url = family.released.get(arch)
-    return dict(
-        # The authors' addresses all end alike, so timm is told the name for its cache.
-        url=(url, f'{name}_in1k.pth') if url else '',
-        num_classes=1000,
-        input_size=(3, 224, 224),
-        pool_size=(7, 7),
-        crop_pct=0.875,
-        interpolation='bicubic',
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        first_conv=f'backbone.{STEM}',
-        classifier='head.fc',
-        origin_url=family.authors_page,
-    )
-
-
-def _create(
-    family: type[HierarchicalBackbone],
-    arch: str,
-    name: str,
-    pretrained: bool = False,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    return build_model_with_cfg(
-        partial(HierarchicalClassifier, family, arch),
-        name,
-        pretrained,
-        pretrained_cfg_overlay=dict(pretrained_cfg_overlay or {}, custom_load=True),
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
-        **kwargs,
-    )
-
-
-def _entry_point(family: type[HierarchicalBackbone], arch: str, name: str) -> Any:
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return _create(family, arch, name, pretrained, **kwargs)
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f'{family.__name__}, arch {arch!r}; see :class:`HierarchicalClassifier`.'
-    return create
-
-
-MODELS = {
-    f'{family.__name__.lower()}_{arch}': (family, arch)
-    for family in families()
-    if issubclass(family, HierarchicalBackbone)
-    for arch in family.archs
-}
-default_cfgs = generate_default_cfgs(
-    {f'{name}.in1k': _cfg(family, name, arch) for name, (family, arch) in MODELS.items()}
-)
-# timm takes one function for each model, and adds its name to __all__.
-for name, (family, arch) in MODELS.items():
-    globals()[name] = register_model(_entry_point(family, arch, name))
