@@ -5,7 +5,7 @@
 # PYTHON=...       the Python of the environment (3.10 to 3.12; default: the first that is found)
 # FORCE_CUDA=1     compile mmcv's CUDA operators too (needs nvcc)
 # TASK=...         what `make demo` shows: maskrcnn (default), retinanet, sfpn, upernet or classification
-# MODEL=...        with which backbone: biformer_t (default) or debiformer_t
+# MODEL=...        with which backbone: biformer_t (default), debiformer_t, or bixt_ti (classification, sfpn)
 # SEED=...         seed of the demo's scenes (default: 0)
 
 STACK ?= onedl
@@ -65,6 +65,8 @@ bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.cpu --out $(RESULTS)/cpu.json
 	@$(PY) -m benchmarks.cpu rivals --out $(RESULTS)/cpu_rivals.json
 	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
+	@for case in s8 s4 rivals tokens; do \
+	  $(PY) -m benchmarks.bixt $$case --out $(RESULTS)/cpu_bixt_$$case.json || exit; done
 	@$(PY) -m benchmarks.plot
 
 bench-long: env  ## run the others: DeBiFormer, COCO's size (20 GB of memory), large images, torch.compile, exported files

@@ -70,12 +70,15 @@ class Report:
         **facts: What else to record.
     """
 
+    module = 'benchmarks.cpu'  # measures memory, in a process of its own
+
     def __init__(self, args: argparse.Namespace, **facts: Any) -> None:
         self.args = args
         self.record: dict[str, Any] = dict(
             seconds={},
             times={},
             **facts,
+            module=self.module,
             model=args.model,
             repeats=args.repeats,
             threads=args.threads,
@@ -127,7 +130,7 @@ class Report:
         peaks = {}
         for name in names:
             progress(f'peak memory, {name}')
-            command = [sys.executable, '-m', 'benchmarks.cpu', self.args.model, '--peak', name]
+            command = [sys.executable, '-m', self.module, self.args.model, '--peak', name]
             command += ['--threads', str(self.args.threads), *['--quick'] * self.args.quick]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
@@ -354,16 +357,22 @@ COMMANDS = dict(
 )
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def parse_args(doc: str, commands: dict[str, Any], default: str) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        doc: What the commands do, and examples.
+        commands: For each command its function, and how often its steps are timed.
+        default: The command that needs no name.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__.split('\n\nExamples')[0],
+        description=doc.split('\n\nExamples')[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='\n'.join(
-            f'{name:14} {run.__doc__.splitlines()[0]}' for name, (run, _) in COMMANDS.items()
+            f'{name:14} {run.__doc__.splitlines()[0]}' for name, (run, _) in commands.items()
         ),
     )
-    parser.add_argument('model', nargs='?', choices=COMMANDS, default='biformer')
+    parser.add_argument('model', nargs='?', choices=commands, default=default)
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, help='timings of each step (default: by command)')
     parser.add_argument('--out', type=Path, help='write the results as JSON')
@@ -374,11 +383,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measure, print tables, write JSON."""
-    args = parse_args()
+def main(doc: str, commands: dict[str, Any], default: str) -> None:
+    """Measure, print tables, write JSON; see :func:`parse_args`."""
+    args = parse_args(doc, commands, default)
     torch.set_num_threads(args.threads)
-    run, repeats = COMMANDS[args.model]
+    run, repeats = commands[args.model]
     if args.repeats is None:
         args.repeats = 1 if args.quick else repeats
     if args.repeats < 1 or args.threads < 1:
@@ -397,4 +406,4 @@ def processor() -> str:
 
 
 if __name__ == '__main__':
-    run_command(main)
+    run_command(partial(main, __doc__, COMMANDS, 'biformer'))

@@ -9,29 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from benchmarks.bixt_page import bixt_section
+from benchmarks.page import FILES, ROOT, SIZE, Results, by, facts, save, seconds, table
 from mmbiformer.commands.faults import run_command
 from mmbiformer.errors import UserError
 
-ROOT = Path(__file__).parent.parent
-Results = dict[str, dict[str, Any]]
-
-FILES = dict(
-    biformer='cpu.json',
-    biformer_kept='cpu_kept.json',
-    debiformer='cpu_debiformer.json',
-    coco='cpu_coco.json',
-    rivals='cpu_rivals.json',
-    grids='cpu_grids.json',
-    deterministic='cpu_deterministic.json',
-    compile='cpu_compile.json',
-    export='cpu_export.json',
-    gpu='gpu.json',
-)
 MODELS = dict(
     biformer='BiFormer-S',
     biformer_kept='BiFormer-S, memory kept',
@@ -43,8 +27,6 @@ The published formulation spends much of its time in the system: glibc gives the
 tensors back and must get every page again. "Memory kept" was measured with the settings `MALLOC_…`
 below, under which glibc keeps the memory. The difference that remains is arithmetic and copies.
 """
-# Image size of results that do not say it.
-SIZE = [224, 224]
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,38 +61,6 @@ def read_results(folder: Path) -> Results:
     if not results:
         raise UserError(f'{folder} has no results; measure some with  make bench')
     return results
-
-
-def table(*rows: list[str]) -> str:
-    """A Markdown table whose first row is the head."""
-    rule = ['---'] * len(rows[0])
-    return '\n'.join('| ' + ' | '.join(row) + ' |' for row in (rows[0], rule, *rows[1:]))
-
-
-def seconds(value: float) -> str:
-    """Seconds with three digits and the unit."""
-    return f'{value:#.3g}'.rstrip('.') + ' s'
-
-
-def by(size: list[int]) -> str:
-    """A size as text, such as 224x224."""
-    return 'x'.join(map(str, size))
-
-
-def facts(name: str, results: Results) -> str:
-    """How a table was measured, and the command that repeats it."""
-    record = results[name]
-    repeats = record.get('repeats')
-    timed = f'median of {repeats}, ' if repeats and repeats > 1 else ''
-    timed = 'timed once after a warm-up, ' if repeats == 1 else timed
-    settings = ''.join(f'{key}={value} ' for key, value in record.get('malloc', {}).items())
-    return (
-        f'{timed}{record["threads"]} threads on {record["processor"]}, torch {record["torch"]}, '
-        f'mmbiformer {record["mmbiformer"]}, {record["date"]}: '
-        f'[{FILES[name]}](../benchmarks/results/{FILES[name]}), '
-        f'`{settings}python -m benchmarks.cpu {record.get("model", name)} '
-        f'--out benchmarks/results/{FILES[name]}`'
-    )
 
 
 def against_published(results: Results) -> list[tuple[str, str, str, float]]:
@@ -389,22 +339,13 @@ def within_budget(row: dict[str, Any]) -> bool:
     return row['equal_in_two_runs'] and all(found <= 2 * plain for found, plain in pairs)
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    """Save a plot; the same numbers give the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for axes in figure.axes:
-        axes.spines[['top', 'right']].set_visible(False)
-    with plt.rc_context({'svg.hashsalt': 'mmbiformer', 'svg.fonttype': 'none'}):
-        figure.savefig(path, bbox_inches='tight', metadata={'Date': None})
-    plt.close(figure)
-
-
 SECTIONS = (
     published_section,
     rivals_section,
     grids_section,
     settings_section,
     export_section,
+    bixt_section,
     gpu_section,
 )
 

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import cpu
+from benchmarks import bixt, cpu
+from benchmarks.bixt_baseline import bixt_baseline
 from benchmarks.gather_baseline import gather_baseline
 from mmbiformer.errors import UserError
-from mmbiformer.models import BiFormer, DeBiFormer
+from mmbiformer.models import BiFormer, BiXT, DeBiFormer
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +25,11 @@ def threads():
 def measure(tmp_path, monkeypatch):
     """Runs a benchmark on toys and reads what it wrote."""
 
-    def run(name, *more):
+    def run(name, *more, module=cpu):
         out = tmp_path / f'{name}.json'
         monkeypatch.setattr('sys.argv', ['cpu', name, '--quick', '--threads', '1', *more])
         sys.argv += ['--out', str(out)]
-        cpu.main()
+        cpu.main('', module.COMMANDS, name)
         return json.loads(out.read_text())
 
     return run
@@ -43,6 +44,24 @@ def test_baseline_computes_the_same(model):
     with torch.no_grad():
         expected = net(x)
         torch.testing.assert_close(gather_baseline(net)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('layer_scale', [None, 0.5])
+def test_bixt_baseline_computes_the_same(layer_scale):
+    net = BiXT(dict(bixt.QUICK, layer_scale=layer_scale)).double().eval()
+    x = torch.randn(2, 3, 64, 48, dtype=torch.float64)
+    with torch.no_grad():
+        expected = net(x)
+        torch.testing.assert_close(bixt_baseline(net)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_bixt(measure):
+    backends = ['cpp', 'sdpa', 'reference']
+    seconds = measure('tokens', module=bixt)['seconds']
+    assert [*seconds] == ['49 tokens', '196 tokens', '784 tokens']
+    assert all([*times] == backends for times in seconds.values())
+    names = ['BiXT-Ti/8', 'DeiT-Ti', 'DeiT-S']
+    assert [*measure('rivals', module=bixt)['seconds']['training step']] == names
 
 
 def test_grids(measure, capsys):
@@ -69,6 +88,9 @@ def test_other_commands(measure):
     assert record['difference'] < 1e-4
     assert [*record['seconds']] == ['forward', 'training step']
     assert all(peak > 0 for peak in record['peak_bytes_training'].values())
+    record = measure('s4', module=bixt)
+    assert record['difference'] < 1e-4
+    assert record['peak_bytes_training'].keys() == {'published', 'ours'}
     assert [*measure('rivals')['seconds']['forward']] == [*cpu.RIVALS]
     record = measure('compile')
     assert record['compile_seconds'].keys() == record['seconds'].keys()
@@ -94,4 +116,4 @@ def test_too_little_memory(monkeypatch):
     monkeypatch.setattr(cpu, 'NEEDED_BYTES', dict(coco=2**60))
     monkeypatch.setattr(cpu, 'candidate', None)  # nothing large may start
     with pytest.raises(UserError, match=r'coco: the published formulation needs .* GiB are free'):
-        cpu.main()
+        cpu.main('', cpu.COMMANDS, 'coco')
