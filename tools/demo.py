@@ -8,6 +8,7 @@ Examples:
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -163,9 +164,15 @@ DEMOS = {
     'classification': Demo('', 'imagenet', (7020, 700), TOP1, draw_label),
 }
 
-# Both have the same widths, so that necks and heads fit. DeBiFormer routes to up to 49 regions.
+# DeBiFormer has BiFormer's widths, so that necks and heads fit. It routes to up to 49 regions.
 DEBIFORMER = {'model.backbone.type': 'mmbiformer.DeBiFormer', 'model.backbone.region_grid': 7}
-BACKBONES = {'biformer_t': {}, 'debiformer_t': DEBIFORMER}
+# What each backbone changes in the config. BiXT has configs of its own.
+BACKBONES = {
+    'biformer_t': {},
+    'debiformer_t': DEBIFORMER,
+    'bixt_ti': {},
+}
+BIXT_TASKS = 'classification', 'sfpn'
 
 
 def parse_args() -> argparse.Namespace:
@@ -174,7 +181,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('task', nargs='?', choices=[*DEMOS], default='maskrcnn')
     parser.add_argument('--model', choices=[*BACKBONES], default='biformer_t')
     parser.add_argument('--seed', type=int, default=0, help='seed of the scenes (default: 0)')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.model == 'bixt_ti' and args.task not in BIXT_TASKS:
+        parser.error(f'{args.task} is not shown with bixt_ti; take {" or ".join(BIXT_TASKS)}')
+    return args
 
 
 def run(*command: Any) -> None:
@@ -191,9 +201,9 @@ def main() -> None:
     args = parse_args()
     demo = DEMOS[args.task]
     start = time.perf_counter()
-    started_in = Path.cwd()
     os.chdir(ROOT)  # the paths in the configs begin there
-    config = f'configs/demo/{demo.prefix}biformer_t_shapes.py'
+    own = 'bixt_ti' if args.model == 'bixt_ti' else 'biformer_t'
+    config = f'configs/demo/{demo.prefix}{own}_shapes.py'
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(BACKBONES[args.model])
     data = Path(cfg.train_dataloader.dataset.data_root)
@@ -223,19 +233,28 @@ def main() -> None:
         f'  curves       {work_dir}/curves.png\n'
         f'  predictions  {work_dir}/predictions.png\n'
         f'  checkpoint   {checkpoint}\n'
-        'Next:'
+        + next_steps(f'python {" ".join(map(str, test))} --show-dir shown')
     )
-    if started_in != ROOT:
-        print(f'  cd {ROOT}')
+
+
+def next_steps(test: str) -> str:
+    """Say what works next in a fresh shell.
+
+    Args:
+        test: The command that paints the predictions into the folder ``shown``.
+    """
+    activate = ''
     if sys.prefix != sys.base_prefix:
         environment = Path(sys.prefix)
         if environment.is_relative_to(ROOT):
             environment = environment.relative_to(ROOT)
-        print(f'  source {environment}/bin/activate')
-    print(
-        f'  python {" ".join(map(str, test))} --show-dir shown\n'
-        f'Your own data: start from {config} and docs/training.md.\n'
-        'The published recipes, several GPUs, export and more: docs/'
+        activate = f'  source {shlex.quote(str(environment))}/bin/activate\n'
+    return (
+        'Next, in any shell (the last line paints every prediction into shown/):\n'
+        f'  cd {shlex.quote(str(ROOT))}\n{activate}  {test}\n'
+        'Your own data: copy the config of your task from docs/training.md into mine.py, then\n'
+        '  python tools/analysis_tools/browse_dataset.py mine.py --output-dir look --not-show\n'
+        '  python tools/train.py mine.py'
     )
 
 
