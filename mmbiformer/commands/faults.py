@@ -34,8 +34,8 @@ HINTS = (
     ),
     (
         'The image size in a batch should be the same',
-        'images of different sizes are validated one by one: set batch_size=1 in val_dataloader and '
-        'test_dataloader',
+        'images of different sizes are validated one by one: set batch_size=1 in val_dataloader '
+        'and test_dataloader',
     ),
     (
         'Excepted key in',

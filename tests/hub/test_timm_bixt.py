@@ -34,7 +34,7 @@ def create(name, file=None, **kwargs):
 
 
 def test_lists_the_models():
-    assert timm.list_models('bixt*') == sorted(f'bixt_{arch}' for arch in BiXT.archs)
+    assert {*timm.list_models('bixt*')} == {f'bixt_{arch}' for arch in BiXT.archs}
     assert timm.list_pretrained('bixt*') == []  # the authors' zip files have to be unpacked
     assert default_cfgs['bixt_ti_l64_p16'].default.origin_url == BiXT.authors_page
     with pytest.raises(RuntimeError, match='No pretrained weights exist for bixt_ti_l64_p16'):
@@ -55,12 +55,12 @@ def test_classifier(name, released):
         golden.check('logits', net(golden.input()), rtol=1e-5)
         pooled = net.forward_head(latents, pre_logits=True)
         assert torch.equal(net(golden.input()), net.get_classifier()(pooled))
-    assert latents.shape == (1, 64, net.num_features)
+    assert latents.shape[1:] == (64, net.num_features)
     net.reset_classifier(7)
-    assert net(golden.input()).shape == (1, 7)
+    assert net(golden.input()).shape[1:] == (7,)
     assert net.get_classifier().out_features == net.num_classes == 7
     net.reset_classifier(0, '')
-    assert net(golden.input()).shape == (1, 64, 192)
+    assert net(golden.input()).shape[1:] == (64, 192)
 
 
 def test_file_that_does_not_fit(released):

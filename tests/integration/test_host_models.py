@@ -8,7 +8,7 @@ from tests.helpers.in_process import run_tool, train
 from tests.helpers.processes import train_together
 from tests.helpers.toy_training import ARCH, config_text
 
-LAYOUTS = dict(retinanet='coco', sfpn='ade20k', biformer='imagenet')
+LAYOUTS = dict(retinanet_biformer='coco', sfpn_biformer='ade20k', biformer='imagenet')
 HOOKS = 'val_interval=1)\ndefault_hooks = dict(checkpoint=dict(interval=1, save_best=None))\n'
 EPOCH = f'train_cfg = dict(max_epochs=1, {HOOKS}'
 DETECTION = """
@@ -16,17 +16,19 @@ for each in (train_dataloader, val_dataloader):
     each['dataset'] = dict(data_root=root)
 val_evaluator = dict(ann_file=root + 'annotations/instances_val.json')
 """
-# Of each kind: the demo's config, and what is changed.
+# The demo's config, and what is changed.
 KINDS = {
     'masks of a box head': (
-        'retinanet',
+        'retinanet_biformer',
         DETECTION
         + EPOCH
         + """
 val_evaluator.update(metric=['bbox', 'segm'])
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))
 model.update(type='RTMDet', test_cfg=dict(_delete_=True, nms_pre=20, min_bbox_size=0,
     score_thr=0.0, nms=dict(type='nms', iou_threshold=0.6), max_per_img=5, mask_thr_binary=0.5),
-    train_cfg=dict(_delete_=True, assigner=dict(type='DynamicSoftLabelAssigner', topk=13)),
+    train_cfg=dict(_delete_=True, assigner=dict(type='DynamicSoftLabelAssigner', topk=13),
+        allowed_border=-1, pos_weight=-1),
     bbox_head=dict(_delete_=True, type='RTMDetInsSepBNHead', num_classes=7, in_channels=64,
         feat_channels=64, pred_kernel_size=1, norm_cfg=dict(type='BN'),
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[4, 8, 16, 32]),
@@ -36,13 +38,14 @@ model.update(type='RTMDet', test_cfg=dict(_delete_=True, nms_pre=20, min_bbox_si
 """,
     ),
     'proposals without classes': (
-        'retinanet',
+        'retinanet_biformer',
         DETECTION
         + EPOCH
         + """
 val_evaluator.update(metric='proposal')
 model.update(_delete_=True, type='RPN', data_preprocessor=_base_.model.data_preprocessor,
-    backbone=dict(type='mmbiformer.BiFormer', arch=dict(depths=(1,), embed_dims=(32,), topks=(1,))),
+    backbone=dict(type='mmbiformer.BiFormer', arch=dict(
+        depths=(1,), embed_dims=(32,), mlp_ratio=1, topks=(1,))),
     neck=dict(type='FPN', in_channels=[32], out_channels=32, num_outs=1),
     rpn_head=dict(type='RPNHead', in_channels=32, feat_channels=32,
         anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[4]),
@@ -56,7 +59,7 @@ model.update(_delete_=True, type='RPN', data_preprocessor=_base_.model.data_prep
 """,
     ),
     'teacher and student': (
-        'retinanet',
+        'retinanet_biformer',
         DETECTION
         + f'train_cfg = dict(_delete_=True, by_epoch=False, max_iters=1, {HOOKS}'
         + """
@@ -102,7 +105,7 @@ val_evaluator = dict(_delete_=True, type='RetrievalRecall', topk=1)
 """,
     ),
     'classes that a transform maps': (
-        'sfpn',
+        'sfpn_biformer',
         f'train_cfg = dict(max_iters=1, {HOOKS}'
         + """
 model.update(decode_head=dict(num_classes=3), data_preprocessor=dict(size=(96, 96)))
@@ -128,14 +131,15 @@ class GroupClasses:
 @pytest.mark.parametrize('kind', KINDS)
 def test_trains_and_is_tested(kind, tmp_path, monkeypatch):
     base, changes = KINDS[kind]
-    objects = (1, 1) if base == 'biformer' else (2, 4)
+    # MMPretrain's recall takes the number of prototypes for that of classes.
+    count, objects = (7, (1, 1)) if base == 'biformer' else (2, (2, 4))
     spec = ShapesSpec(size=(96, 96), shape_size=(16, 50), objects=objects)
-    make_shapes(tmp_path / 'data', 2, 2, spec=spec, progress=False, format=LAYOUTS[base])
+    make_shapes(tmp_path / 'data', count, count, spec=spec, progress=False, format=LAYOUTS[base])
     (tmp_path / 'own_transform.py').write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     config = write_toy(
         tmp_path,
-        f'demo/{base}_biformer_t_shapes',
+        f'demo/{base}_t_shapes',
         f"""
 from tests.helpers.configs import TOY as toy
 custom_imports = dict(imports=['mmbiformer.models', 'own_transform'])
@@ -183,9 +187,33 @@ def test_classes_and_functions_as_types(tmp_path):
     assert (tmp_path / 'work' / 'epoch_1.pth').is_file()
 
 
-UNUSED = """
-import torch
-from tests.helpers.toy_training import ToyModel
-ToyModel.idle = torch.nn.Parameter(torch.ones(()))
+def test_model_wrapper_of_the_config(tmp_path, monkeypatch):
+    """Without it DistributedDataParallel would wait for the idle parameter's gradient."""
+    config = tmp_path / 'unused.py'
+    config.write_text(
+        config_text()
+        + """
+custom_imports['imports'].append('idle_model')
+model.update(type='IdleModel')
 model_wrapper_cfg = dict(type='MMDistributedDataParallel', find_unused_parameters=True)
+"""
+    )
+    (tmp_path / 'idle_model.py').write_text(IDLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    works = tmp_path / 'a', tmp_path / 'b'
+    train_together(config, works, '--cfg-options', 'train_cfg.max_epochs=1')
+    assert (works[0] / 'epoch_1.pth').is_file()
+
+
+IDLE = """
+import torch
+from mmengine.registry import MODELS
+from tests.helpers.toy_training import ToyModel
+
+
+@MODELS.register_module()
+class IdleModel(ToyModel):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.idle = torch.nn.Parameter(torch.ones(()))
 """

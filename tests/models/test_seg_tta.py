@@ -9,11 +9,11 @@ from mmengine.structures import PixelData
 
 pytest.importorskip('mmseg')
 
-from mmseg.models import SegTTAModel as HostModel  # noqa: E402
-from mmseg.structures import SegDataSample  # noqa: E402
+from mmseg.models import SegTTAModel as HostModel
+from mmseg.structures import SegDataSample
 
-from mmbiformer.models.seg_tta import SegTTAModel  # noqa: E402
-from tests.helpers.configs import load  # noqa: E402
+from mmbiformer.models.seg_tta import SegTTAModel
+from tests.helpers.configs import load
 
 SIZE = 48, 70
 
@@ -56,7 +56,8 @@ def test_equals_the_hosts(segmentor):
     theirs = HostModel(module=segmentor).test_step(copy.deepcopy(data))
     assert len(ours) == len(theirs) == 2
     for a, b in zip(ours, theirs, strict=True):
-        assert len(b.pred_sem_seg.data.unique()) > 1
+        if segmentor.out_channels > 1:  # else the threshold is far from all
+            assert len(b.pred_sem_seg.data.unique()) > 1
         assert a.pred_sem_seg.data.dtype == b.pred_sem_seg.data.dtype
         assert (a.pred_sem_seg.data != b.pred_sem_seg.data).sum() <= 2  # of 3360: near-ties
         assert torch.equal(a.gt_sem_seg.data, b.gt_sem_seg.data)
