@@ -15,3 +15,11 @@ model = dict(
         dict(type='FPN', in_channels=[192] * 4, out_channels=96, num_outs=4),
     ],
 )
+
+iters = 300
+train_cfg = dict(max_iters=iters, val_interval=iters // 3)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=False, begin=0, end=iters),
+]
+default_hooks = dict(checkpoint=dict(interval=iters // 3))
