@@ -31,6 +31,7 @@ class Exportable(nn.Module):
         classifies (bool): Whether the outputs are logits; else they are maps.
         output_names (list[str]): ``['logits']``, or ``'map0'`` and so on by stage or block, or
             ``['features']``.
+        metadata (dict[str, str]): What a file says about itself beside the graph.
         any_size (bool): Whether height and width are left open. The batch always is.
 
     Raises:
@@ -40,6 +41,7 @@ class Exportable(nn.Module):
     def __init__(self, model: nn.Module, any_size: bool = True) -> None:
         super().__init__()
         self.classifies = not isinstance(model, Backbone)
+        self.metadata: dict[str, str] = {}
         self.any_size = any_size and not self.classifies
         self.model = model
         if self.classifies:
@@ -68,6 +70,15 @@ class Exportable(nn.Module):
         if self.classifies:
             return (self.model(images, mode='tensor'),)
         return self.model(images)
+
+    def axes(self, name: str) -> tuple[str, ...]:
+        """Names of the axes of an input or output; logits have two of them."""
+        stage = name.removeprefix('map') if name.startswith('map') else ''
+        return 'batch', 'channels', f'height{stage}', f'width{stage}'
+
+    def sample(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """A random image of a size, to check a file with."""
+        return torch.randn(1, self.backbone.in_channels, *size, generator=generator)
 
 
 def trace(net: Exportable, size: tuple[int, int] | None = None) -> ExportedProgram:

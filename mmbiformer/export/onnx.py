@@ -51,9 +51,8 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
     # PyTorch calls the open sizes s77, u0 or so; those of map1 become batch, height1 and width1.
     names: dict[str, str] = {}
     for value in (*proto.graph.input, *proto.graph.output):
-        stage = value.name.removeprefix('map') if value.name.startswith('map') else ''
-        axes = 'batch', 'channels', f'height{stage}', f'width{stage}'
-        for dim, name in zip(value.type.tensor_type.shape.dim, axes, strict=False):  # logits: two
+        axes = net.axes(value.name)
+        for dim, name in zip(value.type.tensor_type.shape.dim, axes, strict=False):
             if dim.dim_param:
                 names.setdefault(dim.dim_param, name)
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
@@ -61,6 +60,13 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
             if dim.dim_param:
                 terms = names.get(dim.dim_param, dim.dim_param)
                 dim.dim_param = re.sub(r'\w+', lambda m: names.get(m[0], m[0]), terms)
+    # PyTorch notes shapes of weights too; ONNX Runtime's quantization wants to change them.
+    weights = {each.name for each in proto.graph.initializer}
+    kept = [value for value in proto.graph.value_info if value.name not in weights]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    for key, text in net.metadata.items():
+        proto.metadata_props.add(key=key, value=text)
     path.write_bytes(proto.SerializeToString())
 
 

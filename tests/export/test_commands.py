@@ -49,7 +49,15 @@ def test_logits_of_a_checkpoint(family, tmp_path):
     model = save_checkpoint(config, tmp_path / 'model.pth')
     out = tmp_path / 'new' / 'logits.onnx'
     printed = run_tool(
-        'export_onnx', config, tmp_path / 'model.pth', '--out', out, '--shape', 75, 91
+        'export_onnx',
+        config,
+        tmp_path / 'model.pth',
+        '--out',
+        out,
+        '--shape',
+        75,
+        91,
+        '--normalized',
     )
     assert f'wrote {out}: ' in printed and 'opset 18' in printed
     assert 'input: images (batch, 3, 75, 91), float32, normalized: RGB, mean [123.675' in printed
@@ -81,13 +89,14 @@ def test_package_of_the_command(tmp_path):
 
 REFUSED = {
     'segmentor': (
-        'configs/sfpn_biformer_t_ade20k.py', ['--out', 'a.onnx'],
+        'configs/sfpn_biformer_t_ade20k.py', ['--out', 'a.onnx', '--normalized'],
         'this model is of type EncoderDecoder; --backbone exports the feature maps',
     ),
     'suffix': (CLASSIFIER, ['--out', 'a.pt2'], '--out a.pt2: the name must end in .onnx'),
     'existing file': (CLASSIFIER, ['--out', 'there.onnx'], 'there.onnx exists already'),
     'too small': (
-        'configs/biformer_stl_nchw_in1k.py', ['--out', 'a.onnx', '--shape', 75, 11],
+        'configs/biformer_stl_nchw_in1k.py',
+        ['--out', 'a.onnx', '--normalized', '--shape', 75, 11],
         '--shape 75 11: this model needs images of at least 12x12 pixels',
     ),
     'no checkpoint': (CLASSIFIER, ['none.pth', '--out', 'a.onnx'], 'none.pth'),

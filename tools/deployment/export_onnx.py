@@ -1,12 +1,12 @@
-"""Export a classifier, or the backbone of any config, to ONNX.
+"""Export a model to ONNX: a classifier, segmentor or detector, or the backbone of any config.
 
-A classifier's file takes normalized images of one size and gives logits, for any batch. With
---backbone the file takes images of any size and gives the feature maps. Necks and heads of
-detectors and segmentors are not exported. The file is checked against PyTorch before it gets its
-name.
+The file holds the whole way from a decoded image to the result: normalization and padding, the
+network, and the post-processing. With --backbone it takes normalized images of any size and gives
+the feature maps. It is checked against PyTorch before it gets its name.
 
 Examples:
-    python tools/deployment/export_onnx.py configs/biformer_s_in1k.py FILE.pth --out logits.onnx
+    python tools/deployment/export_onnx.py configs/maskrcnn_biformer_s_coco.py FILE.pth \\
+        --out model.onnx
     python tools/deployment/export_onnx.py configs/upernet_biformer_s_ade20k.py FILE.pth \\
         --backbone --out maps.onnx
 """
@@ -25,6 +25,7 @@ def main() -> None:
         note=f'opset {OPSET}',
         write=write_onnx,
         load=run_onnx,
+        whole=True,
     )
 
 
