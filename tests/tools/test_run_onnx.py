@@ -75,7 +75,7 @@ def test_resizes_as_mmcv(tool, photo, tmp_path):
     expected = mmcv.imrescale(photo, (250, 111))
     height, width = (-(-side // 32) * 32 for side in expected.shape[:2])
     expected = mmcv.imresize(expected, (width, height))
-    found = model._resize(photo)
+    found = model.prepare(photo)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 2
 
@@ -87,14 +87,14 @@ def test_resizes_as_mmpretrain(tool, photo, tmp_path):
     model = tool.Model(write_file(tmp_path / 'm.onnx', 'classification', steps, (64, 64)))
     results = transforms.ResizeEdge(**edge)(dict(img=photo))
     expected = transforms.CenterCrop(crop_size=64)(results)['img']
-    assert np.array_equal(model._resize(photo), expected)
+    assert np.array_equal(model.prepare(photo), expected)
 
 
 def test_fits_the_canvas(tool, photo, tmp_path):
     model = tool.Model(write_file(tmp_path / 'm.onnx', 'detection', labels=NONE))
-    assert model._resize(photo).shape == (64, 92, 3)
-    assert model._resize(photo[:, :40]).shape == (64, 9, 3)
-    assert model._resize(photo[:20, :30]).shape == (20, 30, 3)
+    assert model.prepare(photo).shape == (64, 92, 3)
+    assert model.prepare(photo[:, :40]).shape == (64, 9, 3)
+    assert model.prepare(photo[:20, :30]).shape == (20, 30, 3)
 
 
 def test_boxes_and_masks_of_the_given_image(tool, photo, tmp_path):

@@ -64,7 +64,7 @@ class Model:
                 '(height, width, 3)'
             )
         height, width = image.shape[:2]
-        small = self._resize(image)
+        small = self.prepare(image)
         outputs = self.run(small)
         if self.facts['task'] == 'classification':
             powers = np.exp(outputs['logits'] - outputs['logits'].max())
@@ -98,7 +98,7 @@ class Model:
             return found
         return {name: x[0] for name, x in found.items()}
 
-    def _resize(self, image: np.ndarray) -> np.ndarray:
+    def prepare(self, image: np.ndarray) -> np.ndarray:
         """The steps of the config's test pipeline; then make it fit the canvas."""
         for step in self.facts['resize']:
             kind = step['type'].rpartition('.')[2]
