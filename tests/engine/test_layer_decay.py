@@ -52,6 +52,28 @@ def test_layer_decay(config):
         assert groups['backbone.stages.0.0.norm1.weight']['weight_decay'] == 0
 
 
+@pytest.mark.parametrize('config', ['bixt_ti_l64_p16_in1k', 'sfpn_bixt_ti_p16s8_ade20k'])
+def test_layer_decay_of_bixt(config):
+    """Stem with the latents, 12 blocks, and the rest."""
+    cfg = load(config)
+    cfg.merge_from_dict(dict(optim_wrapper=LAYER_DECAY))
+    model = build_without_memory(cfg)
+    names = {id(param): name for name, param in model.named_parameters()}
+    groups = wrapper_of(cfg, model).optimizer.param_groups
+    lr = cfg.optim_wrapper.optimizer.lr
+    seen = set()
+    for group in groups:
+        (param,) = group['params']
+        name, layer = names[id(param)], 13
+        if name.startswith(('backbone.tokenizer.', 'backbone.latents')):
+            layer = 0
+        elif name.startswith('backbone.blocks.'):
+            layer = int(name.split('.')[2]) + 1
+        assert group['lr'] == pytest.approx(lr * 0.5 ** (13 - layer)), name
+        seen.add(layer)
+    assert seen == {*range(14)}
+
+
 def test_layer_depths_serve_mmpretrain_itself():
     cfg = load('biformer_t_in1k')
     cfg.optim_wrapper.constructor = 'LearningRateDecayOptimWrapperConstructor'
