@@ -35,12 +35,15 @@ class Backbone(BaseModule):
         released (dict[str, str]): URLs of the authors' ImageNet-1K weights by arch.
         authors_page (str): Where the authors' code and weights are.
         min_size (tuple[int, int]): Height and width of the smallest images, in pixels.
+        embedding (tuple[str, int]): Name of the module that makes tokens of images, and the
+            dimension of their rows, which that of their columns follows.
     """
 
     archs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     released: ClassVar[Mapping[str, str]] = {}
     authors_page: ClassVar[str] = ''
     min_size: tuple[int, int] = (1, 1)
+    embedding: ClassVar[tuple[str, int]]
 
     def __init__(
         self,

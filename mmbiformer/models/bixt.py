@@ -129,6 +129,7 @@ class BiXT(Backbone):
 
     archs = ARCHS
     authors_page = 'https://github.com/mrkshllr/BiXT'
+    embedding = 'tokenizer', 1
 
     def __init__(
         self,

@@ -105,6 +105,7 @@ class HierarchicalBackbone(Backbone):
     """
 
     map_norm_eps = NORM_EPS
+    embedding = 'downsample_layers.0', 2
 
     def __init__(
         self,
