@@ -9,7 +9,8 @@ from torch import nn
 from tests.helpers.configs import RECIPES, build_without_memory, load
 
 IMAGENET, COCO, ADE20K = (
-    [name for name in RECIPES if name.endswith(data)] for data in ('in1k', 'coco', 'ade20k')
+    [name for name in RECIPES if name.endswith(data) and 'tokenlabel' not in name]
+    for data in ('in1k', 'coco', 'ade20k')
 )
 
 
@@ -73,6 +74,30 @@ def test_imagenet_average(name):
     (hook,) = hooks
     assert hook.type == 'mmbiformer.SideEMAHook'
     assert (1 - hook.momentum, hook.update_buffers) == (pytest.approx(0.99996), True)
+
+
+def test_token_labels():
+    """LV-ViT's script: no mixing of pixels, one image once an epoch, its average."""
+    cfg, plain = load('biformer_s_tokenlabel_in1k'), load('biformer_s_in1k')
+    load_image, crop, flip, augment, erase, _ = plain.train_dataloader.dataset.pipeline
+    steps = cfg.train_dataloader.dataset.pipeline
+    assert [steps[0], *(steps[i].transform for i in (2, 3, 4)), steps[5]] == [
+        load_image,
+        flip,
+        augment,
+        crop,
+        erase,
+    ]
+    assert (steps[4].tokens, steps[6].algorithm_keys) == (224 // 32, ('token_target',))
+    assert cfg.train_dataloader.sampler == dict(type='DefaultSampler', shuffle=True)
+    assert cfg.test_dataloader == plain.test_dataloader
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    model = build_without_memory(cfg)
+    assert model.data_preprocessor.batch_augments is None
+    assert (model.mixing.alpha, model.head.token_loss_weight) == (1.0, 1.0)
+    assert model.head.loss_module.label_smooth_val == 0.1
+    (hook,) = cfg.custom_hooks
+    assert (1 - hook.momentum, hook.update_buffers) == (pytest.approx(0.99992), True)
 
 
 @pytest.mark.parametrize('name', COCO)

@@ -20,6 +20,8 @@ SETTINGS = {
     'biformer_t_in1k': (7, 0.1, 8, 128, 1e-3, 0.05, 'dynamic'),
     'biformer_s_in1k': (7, 0.15, 8, 128, 1e-3, 0.05, 'dynamic'),
     'biformer_b_in1k': (7, 0.4, 8, 128, 1e-3, 0.05, 'dynamic'),
+    'biformer_s_tokenlabel_in1k': (7, 0.15, 8, 128, 1.6e-3, 0.05, 'dynamic'),
+    'biformer_b_tokenlabel_in1k': (7, 0.4, 8, 128, 1.6e-3, 0.05, 'dynamic'),
     'biformer_stl_in1k': (7, 0.1, 8, 128, 1e-3, 0.05, 'dynamic'),
     'biformer_stl_nchw_in1k': (7, 0.1, 8, 128, 1e-3, 0.05, 'dynamic'),
     'maskrcnn_biformer_t_coco': (16, 0.2, 8, 2, 1e-4, 0.05, 512.0),
@@ -54,6 +56,7 @@ def parts(name):
     """Task, family and size: those of biformer_s_in1k are in1k, biformer, s."""
     head, _, tail = name.partition('biformer_')
     size, _, data = tail.rpartition('_')
+    size = size.removesuffix('_tokenlabel')
     task = head.removesuffix('de').rstrip('_') or data
     return task, 'debiformer' if head.endswith('de') else 'biformer', size
 
@@ -66,7 +69,8 @@ def test_every_recipe_is_tested():
 def test_builds(name):
     cfg, model = load(name), model_of(name)
     assert type(model.backbone).__module__.startswith('mmbiformer.models')
-    assert cfg.custom_imports['imports'] == ['mmbiformer.models']
+    more = ['mmbiformer.models.token_labeling'] if 'tokenlabel' in name else []
+    assert cfg.custom_imports['imports'] == ['mmbiformer.models', *more]
     assert cfg.auto_scale_lr['base_batch_size'] > 0
     assert cfg.auto_scale_lr.enable is False
 
