@@ -6,6 +6,7 @@ this module, and from it the ``locations``, the first time it meets the prefix.
 
 from typing import Any
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
@@ -34,6 +35,8 @@ def _child(name: str, parent: MMEngineRegistry, *locations: str) -> Registry:
 
 # With the models comes the reader of their checkpoints.
 MODELS = _child('model', MMENGINE_MODELS, 'mmbiformer.models', 'mmbiformer.weights')
+# These stand on MMPretrain, which has the data sets of images and classes.
+DATASETS = _child('dataset', MMENGINE_DATASETS, 'mmbiformer.datasets.class_folders')
 TRANSFORMS = _child('transform', MMENGINE_TRANSFORMS, 'mmbiformer.datasets')
 HOOKS = _child('hook', MMENGINE_HOOKS, 'mmbiformer.engine')
 PARAM_SCHEDULERS = _child('parameter scheduler', MMENGINE_PARAM_SCHEDULERS, 'mmbiformer.engine')

@@ -35,6 +35,7 @@ FIGURES = {
     'biformer_b_in1k': [84.3],
     'biformer_s_tokenlabel_in1k': [84.3],
     'biformer_b_tokenlabel_in1k': [85.4],
+    'biformer_s_in1kv2': [74.0],
     'biformer_stl_in1k': [82.7],
     'biformer_stl_nchw_in1k': [82.7],
     'maskrcnn_biformer_s_coco': [47.8, 43.2],

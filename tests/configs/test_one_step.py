@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 
 from mmbiformer.commands import runner as commands_runner
 from mmbiformer.shapes import CLASSES, ShapesSpec, make_shapes
-from tests.helpers.configs import ENTRIES, ROOT
+from tests.helpers.configs import ENTRIES, IMAGENET_V2, ROOT
 from tests.helpers.in_process import train
 
 # Nothing else is changed: data sets, classes, augmentation, model, losses, optimizer, schedule,
@@ -110,7 +110,11 @@ class Watch(Hook):
 
 @pytest.mark.parametrize(
     'name',
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ENTRIES],
+    [
+        name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+        for name in ENTRIES
+        if name not in IMAGENET_V2
+    ],
 )
 def test_trains_and_validates(name, data, tmp_path, monkeypatch):
     """As ``tools/train.py CONFIG --cfg-options CHANGES`` does beside ``data/``."""
