@@ -159,7 +159,12 @@ def test_wheel_ships_package_configs_and_tools(tmp_path):
     assert {name for name in names if '.dist-info/' not in name} == package | shipped - hidden
     assert any(name.endswith('.cpp') for name in package)
     assert f'\nVersion: {mmbiformer.__version__}\n' in metadata
-    assert set(re.findall('Provides-Extra: (.*)', metadata)) == {'onedl', 'openmmlab', 'export'}
+    assert set(re.findall('Provides-Extra: (.*)', metadata)) == {
+        'onedl',
+        'openmmlab',
+        'export',
+        'robustness',
+    }
 
 
 def files(root, part):

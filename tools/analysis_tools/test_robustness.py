@@ -29,7 +29,7 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from mmbiformer.commands.faults import run_command
 from mmbiformer.commands.options import add_run_options, load_config
-from mmbiformer.commands.preflight import check_data
+from mmbiformer.commands.preflight import RANKS, check_data
 from mmbiformer.commands.runner import build_runner
 from mmbiformer.errors import UserError
 from mmbiformer.evaluation.robustness import (
@@ -282,7 +282,8 @@ def main() -> None:
     left = [job for job in jobs if job[1] not in results.get(job[0], {})]
     print(f'{len(jobs) - len(left)} of {len(jobs)} evaluations are there', flush=True)
     evaluate(args, cfg, left, results, header, path)
-    if is_main_process():
+    # There is no process group if nothing was left to evaluate.
+    if os.environ.get(RANKS.get(cfg.launcher, ''), '0') == '0':
         print(f'\n{text_of(results, metric)}\n')
         if len(results) > (CLEAN in results):
             plot(results, metric, work / 'robustness.png')
