@@ -30,7 +30,17 @@ def fake_batch(cfg: Config, batch_size: int, size: tuple[int, int]) -> dict[str,
             f'made for {", ".join(makers)}'
         )
     images = list(torch.randint(256, (batch_size, 3, *size), dtype=torch.uint8))
-    return dict(inputs=images, data_samples=makers[cfg.default_scope](batch_size, size))
+    samples = makers[cfg.default_scope](batch_size, size)
+    for step in _pipeline(cfg):
+        if step.get('type') == 'mmbiformer.CropLabelMap':
+            stride = step.transform.scale // step.tokens
+            _add_token_targets(samples, [-(-side // stride) for side in size])
+    return dict(inputs=images, data_samples=samples)
+
+
+def _pipeline(cfg: Config) -> list[Any]:
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    return dataset.get('pipeline') or []
 
 
 # Hosts are imported late because a config needs only one of the three.
@@ -79,6 +89,18 @@ def _classification(batch_size: int, size: tuple[int, int]) -> list[Any]:
     from mmpretrain.structures import DataSample
 
     return [DataSample(metainfo=_metainfo(size)).set_gt_label(i % 2) for i in range(batch_size)]
+
+
+def _add_token_targets(samples: list[Any], tokens: list[int]) -> None:
+    """Add token labels of the first two classes, at random, for a map of so many tokens."""
+    import numpy as np
+
+    from ..datasets.label_maps import TokenTarget
+
+    for sample in samples:
+        scores = np.random.rand(2, *tokens).astype(np.float32)
+        target = TokenTarget(np.arange(2), scores.mean((1, 2)), scores)
+        sample.set_field(target, 'token_target')
 
 
 def _metainfo(size: tuple[int, int]) -> dict[str, Any]:

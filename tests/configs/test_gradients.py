@@ -7,13 +7,8 @@ from mmbiformer.commands.runner import build_model
 from mmbiformer.registry import MODELS
 from tests.helpers.configs import RECIPES, load
 
-# Sizes of one family and task differ only in widths and depths. Token labeling has its own test in
-# tests/models/test_token_labeling.py.
-NAMES = {
-    name.replace('_s_', '_t_').replace('_b_', '_t_'): name
-    for name in reversed(RECIPES)
-    if 'tokenlabel' not in name
-}
+# Sizes of one family and task differ only in widths and depths.
+NAMES = {name.replace('_s_', '_t_').replace('_b_', '_t_'): name for name in reversed(RECIPES)}
 
 
 @pytest.mark.parametrize('name', NAMES.values())
