@@ -137,3 +137,28 @@ def test_detectors_and_segmentors(host, tmp_path):
     values = [found['results'][name]['2'].get(metric, 0.0) for name in ('fog', 'pixelate')]
     assert found['summary']['mPC'] == pytest.approx(np.mean(values))
     assert 'mPC' in printed and 'rPC' in printed
+
+
+def test_imagenet_c_alone(tmp_path, monkeypatch):
+    """ImageNet's recipe, a tree with two of its classes, and no clean images."""
+    rng = np.random.default_rng(0)
+    for name, count in (('n01440764', 2), ('n15075141', 1)):  # the first class and the last
+        folder = tmp_path / f'c/fog/3/{name}'
+        folder.mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f'{i}.JPEG')
+    changes = 'test_dataloader = dict(batch_size=4, **no_workers)\n'
+    config = write_toy(tmp_path, 'biformer_t_in1k', changes)
+    weights = save_weights(config, tmp_path)
+    state = torch.load(weights)
+    state['state_dict']['head.fc.weight'].zero_()
+    state['state_dict']['head.fc.bias'].zero_()
+    state['state_dict']['head.fc.bias'][999] = 1.0  # always the last class
+    torch.save(state, weights)
+    monkeypatch.chdir(tmp_path)
+    options = ('--corruptions', 'fog', '--severities', 3, '--data-root', tmp_path / 'c')
+    printed, found = robustness((config, weights, tmp_path), 'work', *options)
+    assert 'Without the clean images' in printed
+    assert 'clean' not in found['results']
+    assert found['results']['fog']['3']['accuracy/top1'] == pytest.approx(100 / 3)
