@@ -48,24 +48,29 @@ class Evil:
         return print, ('run',)
 
 
-@pytest.mark.parametrize(
-    ('content', 'reason'),
-    [
-        (b'', 'cannot be read'),
-        (b'not a file of torch', 'cannot be read'),
-        (saved(example())[:-700], 'cannot be read'),
-        (saved(Evil()), 'cannot be read'),
-        (saved(torch.zeros(5, 18, 18)), r'\(5, 18, 18\); needed is'),
-        (saved(torch.zeros(2, 5, 18, 18, dtype=torch.int64)), 'needed is a floating-point'),
-        (saved([1, 2]), r'is \[1, 2\]; needed is'),
-        (saved(torch.full((2, 5, 18, 18), torch.nan)), 'not finite'),
-        (saved(torch.full((2, 5, 18, 18), -1.0)), 'class numbers'),
-        (saved(torch.full((2, 5, 18, 18), 0.5)), 'class numbers'),
-    ],
-)
-def test_damaged_maps_are_named(content, reason, capsys):
+# Made in the test: bytes as parameters would name the tests, otherwise in each process.
+DAMAGED = {
+    'empty': (lambda: b'', 'cannot be read'),
+    'text': (lambda: b'not a file of torch', 'cannot be read'),
+    'truncated': (lambda: saved(example())[:-700], 'cannot be read'),
+    'code': (lambda: saved(Evil()), 'cannot be read'),
+    'one plane': (lambda: saved(torch.zeros(5, 18, 18)), r'\(5, 18, 18\); needed is'),
+    'integers': (
+        lambda: saved(torch.zeros(2, 5, 18, 18, dtype=torch.int64)),
+        'needed is a floating-point',
+    ),
+    'list': (lambda: saved([1, 2]), r'is \[1, 2\]; needed is'),
+    'not finite': (lambda: saved(torch.full((2, 5, 18, 18), torch.nan)), 'not finite'),
+    'negative class': (lambda: saved(torch.full((2, 5, 18, 18), -1.0)), 'class numbers'),
+    'half a class': (lambda: saved(torch.full((2, 5, 18, 18), 0.5)), 'class numbers'),
+}
+
+
+@pytest.mark.parametrize('kind', DAMAGED)
+def test_damaged_maps_are_named(kind, capsys):
+    make, reason = DAMAGED[kind]
     with pytest.raises(UserError, match=reason) as error:
-        parse_label_map(content, 'n01/a.pt')
+        parse_label_map(make(), 'n01/a.pt')
     assert 'n01/a.pt' in str(error.value)
     assert not capsys.readouterr().out
 
