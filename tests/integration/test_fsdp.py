@@ -20,7 +20,7 @@ from tests.helpers.processes import free_port
 
 FULL = dict(
     state_dict_type='FULL_STATE_DICT',
-    # Not 'full', which brings tensors to the CPU: on the CPU torch's FSDP then crashes.
+    # With other settings torch's FSDP crashed on the CPU.
     state_dict_config=dict(type='FullStateDictConfig', rank0_only=False, offload_to_cpu=False),
     optim_state_dict_config=dict(
         type='FullOptimStateDictConfig', rank0_only=False, offload_to_cpu=False
