@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
+from ..errors import UserError
 from .graph import Exportable
 from .verify import Runner
 
@@ -34,19 +35,32 @@ def _gelu(x, approximate='none'):
 
 
 def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
-    """Write an ONNX file; its input is ``images``, its outputs are ``net.output_names``."""
-    onnx_program = torch.onnx.export(
-        program,
-        input_names=['images'],
-        output_names=net.output_names,
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-        custom_translation_table={
-            torch.ops.aten.scaled_dot_product_attention.default: _attention,
-            torch.ops.aten.gelu.default: _gelu,
-        },
-    )
+    """Write an ONNX file; its input is ``images``, its outputs are ``net.output_names``.
+
+    Raises:
+        UserError: If a module uses an operator that ONNX or PyTorch's exporter does not know.
+    """
+    try:
+        onnx_program = torch.onnx.export(
+            program,
+            input_names=['images'],
+            output_names=net.output_names,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            custom_translation_table={
+                torch.ops.aten.scaled_dot_product_attention.default: _attention,
+                torch.ops.aten.gelu.default: _gelu,
+            },
+        )
+    except torch.onnx.OnnxExporterError as error:
+        if node := _untranslated(error, program):
+            *_, (path, kind) = node.meta['nn_module_stack'].values()
+            raise UserError(
+                f'{path} ({kind}) uses {node.target}, which cannot be translated to ONNX; take '
+                'another module there, or export the feature maps by --backbone'
+            ) from error
+        raise
     proto = onnx_program.model_proto
     # PyTorch calls the open sizes s77, u0 or so; those of map1 become batch, height1 and width1.
     names: dict[str, str] = {}
@@ -68,6 +82,17 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
     for key, text in net.metadata.items():
         proto.metadata_props.add(key=key, value=text)
     path.write_bytes(proto.SerializeToString())
+
+
+def _untranslated(error: BaseException | None, program: ExportedProgram) -> torch.fx.Node | None:
+    """The node of the graph that an error of PyTorch's exporter is about, if it names one."""
+    while error is not None:
+        if found := re.search(r'translating node %(\w+)', str(error)):
+            nodes = {node.name: node for node in program.run_decompositions().graph.nodes}
+            node = nodes.get(found[1])
+            return node if node is not None and node.meta.get('nn_module_stack') else None
+        error = error.__cause__
+    return None
 
 
 def run_onnx(path: Path, threads: int = 0) -> Runner:

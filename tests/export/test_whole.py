@@ -238,3 +238,18 @@ def test_refused(name, change, message):
     model = build_model(cfg)
     with pytest.raises(UserError, match=message):
         WholeModel(model, cfg.model.data_preprocessor, CANVAS)
+
+
+class Bessel(torch.nn.Module):
+    """An activation that ONNX does not have."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def test_operator_that_onnx_lacks(tmp_path):
+    net, _ = whole('classification')
+    net.model.backbone.norm = Bessel()
+    with pytest.raises(UserError, match=r'model\.backbone\.norm \(.*Bessel\) uses .*bessel_j0'):
+        write_onnx(trace_whole(net), tmp_path / 'a.onnx', net)
+    assert not any(tmp_path.iterdir())
