@@ -87,10 +87,10 @@ def write_onnx(program: ExportedProgram, path: Path, net: Exportable) -> None:
 def _untranslated(error: BaseException | None, program: ExportedProgram) -> torch.fx.Node | None:
     """The node of the graph that an error of PyTorch's exporter is about, if it names one."""
     while error is not None:
-        if found := re.search(r'translating node %(\w+)', str(error)):
-            nodes = {node.name: node for node in program.run_decompositions().graph.nodes}
-            node = nodes.get(found[1])
-            return node if node is not None and node.meta.get('nn_module_stack') else None
+        if found := re.search(r'translating node %(\w+?)(?:_\d+)? ', str(error)):
+            # The exporter has another graph, whose operators are parts of this one's.
+            named = (node for node in program.graph.nodes if found[1] in str(node.target))
+            return next((node for node in named if node.meta.get('nn_module_stack')), None)
         error = error.__cause__
     return None
 
