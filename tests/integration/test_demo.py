@@ -15,22 +15,26 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow  # each trains for minutes
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    ('task', 'metric', 'bar'),
+    ('task', 'model', 'metric', 'bar'),
     [
-        ('maskrcnn', 'mask AP', 0.50),
-        ('retinanet', 'box AP', 0.45),
-        ('sfpn', 'mIoU', 0.75),
-        ('upernet', 'mIoU', 0.75),
+        ('maskrcnn', 'biformer_t', 'mask AP', 0.50),
+        ('retinanet', 'biformer_t', 'box AP', 0.45),
+        ('sfpn', 'biformer_t', 'mIoU', 0.75),
+        ('upernet', 'biformer_t', 'mIoU', 0.75),
         # The aim is 0.95. With 700 images one draw in six is a standard error, 0.008, below it.
-        ('classification', 'top-1 accuracy', 0.94),
+        ('classification', 'biformer_t', 'top-1 accuracy', 0.94),
+        ('sfpn', 'bixt_ti', 'mIoU', 0.70),
+        # Here the aim is 0.90, and the standard error 0.011.
+        ('classification', 'bixt_ti', 'top-1 accuracy', 0.88),
     ],
 )
-def test_demo_learns_other_scenes(task, metric, bar, tmp_path):
+def test_demo_learns_other_scenes(task, model, metric, bar, tmp_path):
     """A copy of the project leaves the data and pictures of `make demo` as they are."""
     for folder in ('configs', 'tools'):
         shutil.copytree(ROOT / folder, tmp_path / folder)
+    options = [task, '--model', model, '--seed', '1']
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(tmp_path / 'tools' / 'demo.py'), task, '--seed', '1'],
+        [sys.executable, '-W', 'ignore', str(tmp_path / 'tools' / 'demo.py'), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
