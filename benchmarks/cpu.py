@@ -11,6 +11,7 @@ Examples:
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -245,6 +246,36 @@ def run_rivals(args: argparse.Namespace) -> None:
     report.time('forward', {name: forward(net, x) for name, net in nets.items()})
 
 
+def run_half(args: argparse.Namespace) -> None:
+    """In bfloat16: fused attention beside PyTorch's, float32 and ConvNeXt-S; training by autocast."""
+    import timm
+
+    x = image(args, 8, (224, 224)).to(memory_format=torch.channels_last)
+    report = Report(args, batch=len(x), size=x.shape[2:], timm=version('timm'))
+    print(f'BiFormer-S, batch {len(x)}, bfloat16, {args.threads} threads')
+    nets = {
+        'fused': small(BiFormer, args, final_norm=True),
+        'sdpa': small(BiFormer, args, final_norm=True, backend='sdpa'),
+        'ConvNeXt-S': timm.create_model(RIVALS['ConvNeXt-S'], num_classes=0),
+    }
+    nets = {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
+    steps = {f'{name}, autocast': _autocast(training_step(net, x)) for name, net in nets.items()}
+    steps['fused, float32'] = training_step(nets['fused'], x)
+    report.time('training step', steps)
+    whole = {'fused, float32': forward(nets['fused'].eval(), x)}
+    half = {name: copy.deepcopy(net).eval().bfloat16() for name, net in nets.items()}
+    whole |= {name: forward(net, x.bfloat16()) for name, net in half.items()}
+    report.time('forward', whole)
+
+
+def _autocast(step: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with torch.autocast('cpu', torch.bfloat16):
+            return step()
+
+    return run
+
+
 def run_deterministic(args: argparse.Namespace) -> None:
     """Cost of ``torch.use_deterministic_algorithms(True)`` in a training step."""
     x = image(args, 8, (224, 224))
@@ -349,6 +380,7 @@ COMMANDS = dict(
     biformer=(run_case, 7),
     debiformer=(run_case, 1),
     rivals=(run_rivals, 7),
+    half=(run_half, 5),
     deterministic=(run_deterministic, 15),
     coco=(run_case, 1),
     compile=(run_compile, 5),

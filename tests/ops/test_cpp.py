@@ -36,10 +36,11 @@ def attend(tensors, options):
     return routed_attention(*tensors, **options, backend='cpp')
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('twice', [False, True])
 @pytest.mark.parametrize('case', [*FITTING.values(), *LARGE.values()], ids=[*FITTING, *LARGE])
-def test_error_budget(case, twice, factor=1):
-    q, k, v, routes = case.tensors(torch.float32)
+def test_error_budget(case, twice, dtype, factor=1):
+    q, k, v, routes = case.tensors(dtype)
     if twice:
         routes = torch.cat([routes, routes[..., :1]], 2)
     found, cotangent = run([factor * q, k, v, routes], case.options(), 'cpp')
@@ -48,14 +49,15 @@ def test_error_budget(case, twice, factor=1):
 
 @pytest.mark.parametrize('factor', [30, 1e4])
 def test_large_logits(factor):
-    test_error_budget(LARGE['4x6 tokens a region'], False, factor)
+    test_error_budget(LARGE['4x6 tokens a region'], False, torch.float32, factor)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('name', ['plain', 'ragged', 'one image', 'other keys, ragged'])
-def test_any_layout(name, layout):
+def test_any_layout(name, layout, dtype):
     case = FITTING[name]
-    *maps, routes = case.tensors(torch.float32)
+    *maps, routes = case.tensors(dtype)
     expected, cotangent = run([*maps, routes], case.options(), 'cpp')
     maps = [LAYOUTS[layout](x) for x in maps]
     found, _ = run([*maps, routes], case.options(), 'cpp', LAYOUTS[layout](cotangent))
@@ -70,6 +72,26 @@ def test_gradients_of_a_constant():
     maps = [x.requires_grad_() for x in maps]
     grads = torch.autograd.grad(attend([*maps, routes], case.options()).sum(), maps)
     assert all(map(torch.equal, grads, expected[1:]))
+
+
+def test_bfloat16_is_rounded_once():
+    """Weights that are all equal give the mean of the values, computed in float32."""
+    *maps, routes = Case(query=(8, 8), region=(4, 4), topk=2, head_dim=32).tensors(torch.bfloat16)
+    query = torch.zeros_like(maps[0])
+    options = Case(query=(8, 8), region=(4, 4), topk=2, head_dim=32).options()
+    rounded = attend([query, *maps[1:], routes], options)
+    exact = attend([x.float() for x in (query, *maps[1:])] + [routes], options)
+    assert torch.equal(rounded, exact.bfloat16())
+
+
+@pytest.mark.parametrize('special', [float('nan'), float('inf'), -0.0, 8e37, 1e-40])
+def test_bfloat16_of_special_numbers(special):
+    case = Case(query=(4, 4), region=(2, 2), topk=1, head_dim=8)
+    *maps, routes = case.tensors(torch.bfloat16)
+    maps[2].fill_(special)
+    out = attend([*maps, routes], case.options())
+    expected = torch.full_like(out, special)
+    assert torch.allclose(out.float(), expected.float(), rtol=1e-2, equal_nan=True)
 
 
 def test_output_is_the_callers():

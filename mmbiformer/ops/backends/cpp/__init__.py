@@ -15,6 +15,7 @@ from ...schema import attend as attend_fused
 from ...tracing import eager, exporting
 from .library import why_no_library
 
+DTYPES = torch.float32, torch.bfloat16
 LANES = 8  # floats that attention.cpp reads at a time
 
 attend = functools.partial(attend_fused, backend='cpp')
@@ -25,10 +26,10 @@ def why_not(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> str | 
     maps = query, key, value
     if query.device.type != 'cpu':
         return f'tensors are on {query.device.type}, and it is made for CPUs'
-    if not query.dtype == key.dtype == value.dtype == torch.float32:
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in DTYPES:
         return (
             f'query, key and value are {query.dtype}, {key.dtype} and {value.dtype}; '
-            'it takes torch.float32'
+            'it takes torch.float32 or torch.bfloat16'
         )
     for x in maps:
         if x.shape[3] // num_heads % LANES:

@@ -27,7 +27,7 @@ def forward(
     query, key, value = map(_adjacent, (query, key, value))
     routes = routes.contiguous()
     out = query.new_empty(batch, height, width, value.shape[3])
-    stats = query.new_empty(batch, settings.num_heads, 2, height * width)
+    stats = query.new_empty(batch, settings.num_heads, 2, height * width, dtype=torch.float32)
     maps = dict(q=query, k=key, v=value, out=out, stats=_first(stats, out))
     problem = _problem(routes, settings, **maps)
     problem.groups = _groups(problem, batch * routes.shape[1])
@@ -53,8 +53,8 @@ def backward(
     routes = routes.contiguous()
     tasks = max(1, len(query) * settings.num_heads)
     parts = max(1, min(-(-torch.get_num_threads() // tasks), MOST_PARTS, routes.shape[1]))
-    grad_query = query.new_empty(query.shape)
-    grad_key, grad_value = (x.new_zeros(parts, *x.shape) for x in (key, value))
+    grad_query = query.new_empty(query.shape, dtype=torch.float32)
+    grad_key, grad_value = (x.new_zeros(parts, *x.shape, dtype=torch.float32) for x in (key, value))
     maps = dict(q=query, k=key, v=value, out=out, stats=_first(stats, out), grad_out=grad_out)
     maps |= dict(grad_q=grad_query, grad_k=grad_key[0], grad_v=grad_value[0])
     problem = _problem(routes, settings, **maps)
@@ -63,7 +63,7 @@ def backward(
     problem.part_k, problem.part_v = grad_key.stride(0), grad_value.stride(0)
     load().backward(ctypes.byref(problem))
     grads = (x[0] if parts == 1 else x.sum(0) for x in (grad_key, grad_value))
-    return grad_query, *grads
+    return tuple(x.to(query.dtype) for x in (grad_query, *grads))
 
 
 def _first(stats: Tensor, out: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class _Problem(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ('batch', 'heads', 'dim', 'value_dim', 'topk')),
-        *((name, ctypes.c_int64) for name in ('threads', 'groups', 'parts')),
+        *((name, ctypes.c_int64) for name in ('threads', 'groups', 'parts', 'half')),
         *((name, _Grid) for name in ('queries', 'keys')),
         ('routes', ctypes.c_void_p),
         *((name, _Map) for name in ('q', 'k', 'v', 'out', 'stats')),
@@ -117,6 +117,7 @@ def _problem(routes: Tensor, settings: Settings, **maps: Tensor) -> _Problem:
         value_dim=maps['v'].shape[3] // heads,
         topk=routes.shape[2],
         threads=torch.get_num_threads(),
+        half=maps['q'].dtype == torch.bfloat16,
         queries=_Grid(*maps['q'].shape[1:3], *map(int, settings.region_size)),
         keys=_Grid(*maps['k'].shape[1:3], *map(int, settings.key_region_size)),
         routes=routes.data_ptr(),

@@ -1,4 +1,5 @@
 // Tiles in float32: what the attentions share. Logits lie token by token, columns side by side.
+// Tokens in memory may be bfloat16; they are converted where they are read and written.
 
 #pragma once
 
@@ -39,6 +40,29 @@ inline void store(float *p, V x) {
     *reinterpret_cast<typename Lanes<lanes<V>>::Anywhere *>(p) = x;
 }
 
+// A bfloat16: the upper half of a float.
+struct Half {
+    uint16_t bits;
+};
+typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(32)));
+
+inline Eight load_eight(const float *p) { return load<Eight>(p); }
+
+inline Eight load_eight(const Half *p) {
+    const Halves halves = *reinterpret_cast<const Halves *>(p);
+    return (Eight)(__builtin_convertvector(halves, Bits) << 16);
+}
+
+inline void store_eight(float *p, Eight x) { store(p, x); }
+
+// Rounds to the nearest, ties to even; NaN stays NaN.
+inline void store_eight(Half *p, Eight x) {
+    const Bits bits = (Bits)x, rounded = bits + 0x7fff + (bits >> 16 & 1);
+    const Bits upper = (x == x ? rounded : bits | 0x400000) >> 16;
+    *reinterpret_cast<Halves *>(p) = __builtin_convertvector(upper, Halves);
+}
+
 // e^x for x <= 0, as 2^n e^r with |r| <= log(2) / 2 and the polynomial of Cephes' expf for e^r.
 // Below -87 it is 0; NaN stays NaN.
 template <class V>
@@ -61,9 +85,30 @@ inline V exponential(V x) {
 using Offsets = std::vector<int64_t>;
 
 // Fetches a head's tokens early: loading them takes longer than using them.
-void prefetch(const float *x, const int64_t *offsets, int64_t count, int64_t dim) {
+template <class T>
+void prefetch(const T *x, const int64_t *offsets, int64_t count, int64_t dim) {
     for (int64_t j = 0; j < count; j++)
-        for (int64_t c = 0; c < dim; c += 16) __builtin_prefetch(x + offsets[j] + c);
+        for (int64_t c = 0; c < dim; c += 64 / sizeof(T)) __builtin_prefetch(x + offsets[j] + c);
+}
+
+// A head's tokens as floats, and where they are.
+struct Tokens {
+    const float *x;
+    const int64_t *offsets;
+};
+
+// As they are, or as rows of a tile.
+inline Tokens floats(const float *x, const int64_t *offsets, int64_t, int64_t, float *,
+                     const Offsets &) {
+    return {x, offsets};
+}
+
+inline Tokens floats(const Half *x, const int64_t *offsets, int64_t count, int64_t dim, float *tile,
+                     const Offsets &rows) {
+    for (int64_t j = 0; j < count; j++)
+        for (int64_t c = 0; c < dim; c += 8)
+            store(tile + rows[j] + c, load_eight(x + offsets[j] + c));
+    return {tile, &rows[0]};
 }
 
 #define MIX(a, b, ...) __builtin_shuffle(a, b, Lanes<8>::Ints{__VA_ARGS__})
@@ -87,13 +132,14 @@ void transpose(Eight (&x)[8]) {
 }
 
 // A head's tokens, times a factor, as columns (dim, pitch); columns left over are zeros.
-void read_columns(const float *x, const int64_t *offsets, int64_t count, int64_t dim, float factor,
+template <class T>
+void read_columns(const T *x, const int64_t *offsets, int64_t count, int64_t dim, float factor,
                   int64_t pitch, float *to) {
     for (int64_t r = 0; r < pitch; r += 8)
         for (int64_t c = 0; c < dim; c += 8) {
             Eight block[8];
             for (int64_t i = 0; i < 8; i++)
-                block[i] = r + i < count ? load<Eight>(x + offsets[r + i] + c) * factor : Eight{};
+                block[i] = r + i < count ? load_eight(x + offsets[r + i] + c) * factor : Eight{};
             transpose(block);
             for (int64_t i = 0; i < 8; i++) store(to + (c + i) * pitch + r, block[i]);
         }
