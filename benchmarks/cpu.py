@@ -247,7 +247,7 @@ def run_rivals(args: argparse.Namespace) -> None:
 
 
 def run_half(args: argparse.Namespace) -> None:
-    """In bfloat16: fused attention beside PyTorch's, float32 and ConvNeXt-S; training by autocast."""
+    """In bfloat16: fused attention beside PyTorch's, float32 and ConvNeXt-S."""
     import timm
 
     x = image(args, 8, (224, 224)).to(memory_format=torch.channels_last)
