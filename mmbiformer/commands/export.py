@@ -171,7 +171,8 @@ def _build(cfg: Config, checkpoint: str | None) -> tuple[nn.Module, Sequence[str
         )
     dataset = cfg.test_dataloader.dataset
     known = [meta.get('dataset_meta'), dataset.get('metainfo')]
-    known.append(getattr(DATASETS.get(dataset.type), 'METAINFO', None))
+    with DATASETS.switch_scope_and_registry(None) as registry:  # get() ignores the default scope
+        known.append(getattr(registry.get(dataset.type), 'METAINFO', None))
     return model, next((each['classes'] for each in known if each and 'classes' in each), ())
 
 

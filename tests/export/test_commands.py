@@ -87,6 +87,17 @@ def test_package_of_the_command(tmp_path):
     assert run_package(out)(torch.randn(3, 3, 64, 64))[0].shape == (3, 7)
 
 
+@pytest.mark.parametrize(
+    ('name', 'first'),
+    [('maskrcnn_biformer_t_coco', 'person'), ('upernet_biformer_s_ade20k', 'wall'),
+     ('biformer_t_in1k', 'tench, Tinca tinca')],
+)  # fmt: skip
+def test_names_of_classes(name, first, tmp_path):
+    """Those of the data set where neither checkpoint nor config has any."""
+    config = Config.fromfile(toy_config(tmp_path, f'configs/{name}.py'))
+    assert export._build(config, None)[1][0] == first
+
+
 REFUSED = {
     'segmentor': (
         'configs/sfpn_biformer_t_ade20k.py', ['--out', 'a.onnx', '--normalized'],
