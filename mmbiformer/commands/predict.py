@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
 from ..errors import UserError
 from ..files import write_whole
@@ -231,8 +231,6 @@ def build_predictor(
             f'{cfg.filename} has default_scope={host!r}; predictions need one of '
             f'{", ".join(PREDICTORS)}'
         )
-    # MMEngine's default scope is global, and the inferencers keep what is there already.
-    DefaultScope._instance_dict.clear()
     return PREDICTORS[host](cfg, checkpoint, device or get_device(), out, threshold)
 
 
@@ -240,7 +238,9 @@ def metainfo(cfg: Config) -> dict[str, Any]:
     """Ask the data set of a config's test for its classes and colours, without its data."""
     dataset = dict(cfg.test_dataloader.dataset)
     kind = dataset['type']
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+            kind = registry.get(kind)
     if not hasattr(kind, 'METAINFO'):  # a wrapper of several data sets
         return {}
     return dict(DATASETS.build({**dataset, 'lazy_init': True}).metainfo)
