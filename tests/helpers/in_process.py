@@ -30,7 +30,7 @@ def run_tool(name, *options, status=0, **environment):
             run_command(main)
         except SystemExit as end:
             found = end.code
-    assert found == status, str(found) + printed.getvalue()[-3000:]
+    assert found == status, printed.getvalue()[-3000:]
     return printed.getvalue()
 
 
