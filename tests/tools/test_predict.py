@@ -125,11 +125,10 @@ def test_results(results):
                 assert one['name'] == SEGMENTATION_CLASSES[one['label']]
 
 
+@pytest.mark.parametrize('model', ['mmdet'], indirect=True)
 def test_coco(results):
     """Programs that read a data set in COCO's format read the predictions."""
-    (host, *_), out, _, content = results
-    if host != 'mmdet':
-        pytest.skip('detectors only')
+    _, out, _, content = results
     coco = pytest.importorskip('pycocotools.coco').COCO(str(out / 'predictions.json'))
     assert [coco.cats[i]['name'] for i in coco.getCatIds()] == [*CLASSES]
     assert len(coco.anns) == len(content['annotations']) == 30
