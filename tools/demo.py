@@ -316,8 +316,7 @@ def main() -> None:
         f'{verdict(demo, args.model, found)}'
         f'  curves       {work_dir}/curves.png\n'
         f'  predictions  {work_dir}/predictions.png\n'
-        f'  checkpoint   {checkpoint}\n'
-        + next_steps(f'python {" ".join(map(str, test))} --show-dir shown')
+        f'  checkpoint   {checkpoint}\n' + next_steps(f'{config} {checkpoint}', ' '.join(options))
     )
 
 
@@ -339,11 +338,12 @@ def verdict(demo: Demo, model: str, found: dict[str, float]) -> str:
     return f'  aim          {word} ({label} {demo.aim:.2f})\n'
 
 
-def next_steps(test: str) -> str:
+def next_steps(model: str, options: str) -> str:
     """Say what works next in a fresh shell.
 
     Args:
-        test: The command that paints the predictions into the folder ``shown``.
+        model: The config and the checkpoint.
+        options: Changes to the config, as options of the commands; may be empty.
     """
     activate = ''
     if sys.prefix != sys.base_prefix:
@@ -353,8 +353,11 @@ def next_steps(test: str) -> str:
         activate = f'  source {shlex.quote(str(environment))}/bin/activate\n'
     return (
         'Next, in any shell (the last line paints every prediction into shown/):\n'
-        f'  cd {shlex.quote(str(ROOT))}\n{activate}  {test}\n'
-        'Your own data: copy the config of your task from docs/training.md into mine.py, then\n'
+        f'  cd {shlex.quote(str(ROOT))}\n{activate}'
+        f'  {f"python tools/test.py {model} --show-dir shown {options}".rstrip()}\n'
+        'An image of yours, and your own data, for which you copy the config of your task from\n'
+        'docs/training.md into mine.py:\n'
+        f'  {f"python tools/predict.py {model} IMAGE --out predicted {options}".rstrip()}\n'
         '  python tools/analysis_tools/browse_dataset.py mine.py --output-dir look --not-show\n'
         '  python tools/train.py mine.py'
     )

@@ -1,6 +1,7 @@
 """Pictures of what was recorded, as in BiFormer's paper."""
 
 import math
+import re
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +12,16 @@ from .record import RoutedBlock
 QUERY, ROUTED = '#d7191c', '#2c7bb6'  # told apart by colour-blind people, too
 
 
-def stride_of(length: int, tokens: int) -> int:
-    """Pixels from token to token; maps may be padded, and strides are powers of 2."""
+def stride_of(name: str, length: int, tokens: int) -> int:
+    """Pixels from token to token.
+
+    Args:
+        name: Of the attention. Those of the pyramids say the stage.
+        length: Side of the image in pixels.
+        tokens: Tokens of that side, for other models.
+    """
+    if stage := re.search(r'stages\.(\d+)\.', name):
+        return 4 << int(stage[1])  # the map may be padded to many times its size
     return 2 ** round(math.log2(length / tokens))
 
 
@@ -32,30 +41,38 @@ def draw_routes(
     y, x = token_at(image, block, point)
     region = block.region(y, x)
     routes = block.routes[number, region].tolist()
+    pixels = stride_of(block.name, image.shape[1], block.key.shape[2])
     for rank, route in enumerate(routes):
         share = 1 - rank / len(routes)
-        box = _box(image, route, block.key_grid, block.key_region_size, block.key.shape[1:3])
+        box = _box(image, route, block.key_grid, block.key_region_size, pixels)
         axes.add_patch(Rectangle(*box, facecolor=ROUTED, alpha=0.2 + 0.4 * share, lw=0))
         axes.add_patch(Rectangle(*box, fill=False, edgecolor='white', lw=0.5))
-    box = _box(image, region, block.query_grid, block.region_size, block.query.shape[1:3])
+    box = _box(image, region, block.query_grid, block.region_size, pixels * block.query_stride)
     axes.add_patch(Rectangle(*box, fill=False, edgecolor='white', lw=3))
     axes.add_patch(Rectangle(*box, fill=False, edgecolor=QUERY, lw=1.8))
 
 
-def draw_weights(axes: Axes, image: np.ndarray, weights: np.ndarray, point=None) -> None:
+def draw_weights(
+    axes: Axes,
+    image: np.ndarray,
+    weights: np.ndarray,
+    name: str,
+    point: tuple[int, int] | None = None,
+) -> None:
     """Paint how much is attended to each token over the image.
 
     Args:
         axes: Where to draw.
         image: RGB, (H, W, 3), from 0 to 255.
         weights: (Hk, Wk), 0 or more.
+        name: Of the attention.
         point: x and y in pixels of what attends. Defaults to None.
     """
     height, width = image.shape[:2]
     grey = image.mean(2, keepdims=True).repeat(3, 2)
     _show(axes, 0.6 * grey)
     rows, cols = weights.shape
-    stride = stride_of(width, cols)
+    stride = stride_of(name, width, cols)
     extent = (0, cols * stride, rows * stride, 0)
     shown = np.ma.masked_less_equal(weights / max(weights.max(), 1e-30), 0)
     axes.imshow(shown, cmap='viridis', extent=extent, alpha=0.75, vmin=0, vmax=1)
@@ -68,29 +85,18 @@ def token_at(image: np.ndarray, block: RoutedBlock, point: tuple[int, int]) -> t
     """Row and column of the query token at a point (x, y) in pixels."""
     rows, cols = block.query.shape[1:3]
     x, y = point
-    return (
-        min(y // stride_of(image.shape[0], rows), rows - 1),
-        min(x // stride_of(image.shape[1], cols), cols - 1),
-    )
+    stride = stride_of(block.name, image.shape[1], block.key.shape[2]) * block.query_stride
+    return min(y // stride, rows - 1), min(x // stride, cols - 1)
 
 
 def _box(
-    image: np.ndarray,
-    region: int,
-    grid: tuple[int, int],
-    size: tuple[int, int],
-    tokens: tuple[int, int],
+    image: np.ndarray, region: int, grid: tuple[int, int], size: tuple[int, int], stride: int
 ) -> tuple[tuple[float, float], float, float]:
     """Left and top corner, width and height of a region in pixels; what pads a map is cut off."""
-    row, col = divmod(region, grid[1])
     sides = []
-    for index, step, count, length in (
-        (row, size[0], tokens[0], image.shape[0]),
-        (col, size[1], tokens[1], image.shape[1]),
-    ):
-        stride = stride_of(length, count)
-        start, end = index * step * stride, min((index + 1) * step * stride, length)
-        sides.append((start, max(end - start, 0)))
+    for index, step, length in zip(divmod(region, grid[1]), size, image.shape[:2], strict=True):
+        start = min(index * step * stride, length)
+        sides.append((start, min(start + step * stride, length) - start))
     return (sides[1][0], sides[0][0]), sides[1][1], sides[0][1]
 
 

@@ -48,7 +48,8 @@ class RoutedBlock:
         num_heads: Number of heads.
         scale: Factor on the logits.
         positions: DeBiFormer's agents as they were sampled, (B, Ha, Wa, G, 2): down and to the
-            right, from -1 to 1 over the map without what pads it. None for BiFormer.
+            right, from -1 to 1 over the map with what pads it. None for BiFormer.
+        query_stride: Tokens of the map from one query to the next: more than 1 for agents.
     """
 
     name: str
@@ -60,6 +61,7 @@ class RoutedBlock:
     num_heads: int
     scale: float
     positions: Tensor | None = None
+    query_stride: int = 1
 
     @property
     def query_grid(self) -> tuple[int, int]:
@@ -197,10 +199,18 @@ def _watch_routes(seen: Record, name: str, module: Routed) -> list:
         where = positions.pop() if positions else None
         seen.routed.append(
             RoutedBlock(
-                name, query, key, routes, tuple(size), tuple(key_size), module.num_heads,
-                module.scale, where,
+                name,
+                query,
+                key,
+                routes,
+                tuple(size),
+                tuple(key_size),
+                module.num_heads,
+                module.scale,
+                where,
+                1 if where is None else module.stride,
             )
-        )  # fmt: skip
+        )
 
     undo = [module.router.register_forward_hook(note).remove]
     if isinstance(module, DeformableAgentAttention):

@@ -24,14 +24,15 @@ def demo():
 
 @pytest.fixture(scope='module')
 def ending(demo):
-    return demo['next_steps']('python tools/test.py CONFIG CHECKPOINT --show-dir shown')
+    return demo['next_steps']('CONFIG CHECKPOINT', '--cfg-options a=b')
 
 
 def test_commands_work_in_a_fresh_shell(ending):
     """Where the shell begins does not matter, and nothing has to be active."""
     lines = [line.strip() for line in ending.splitlines() if line.startswith('  ')]
-    *begin, test = lines[: len(lines) - 2]
-    assert test == 'python tools/test.py CONFIG CHECKPOINT --show-dir shown'
+    *begin, test, predict, _, _ = lines
+    assert test == 'python tools/test.py CONFIG CHECKPOINT --show-dir shown --cfg-options a=b'
+    assert predict.startswith('python tools/predict.py CONFIG CHECKPOINT IMAGE --out ')
     if sys.prefix == sys.base_prefix:  # nothing to activate
         begin.append(f'PATH={os.path.dirname(sys.executable)}:$PATH')
     show = 'pwd; python -c "import sys; print(sys.prefix)"'

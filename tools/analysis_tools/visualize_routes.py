@@ -130,8 +130,8 @@ def draw(
         weights = block.attention(0, *token_at(image, block, point))
         if head is not None and head >= len(weights):
             raise UserError(f'--head {head}: {block.name} has heads 0 to {len(weights) - 1}')
-        draw_weights(row[1], image, (weights.mean(0) if head is None else weights[head]).numpy(),
-                     point)  # fmt: skip
+        weights = weights.mean(0) if head is None else weights[head]
+        draw_weights(row[1], image, weights.numpy(), block.name, point)
         row[1].set_title('mean of the heads' if head is None else f'head {head}', fontsize=9)
     columns = min(6, len(blocks))
     rows = -(-len(blocks) // columns)
@@ -162,7 +162,7 @@ def draw_latents(
         for number, one in enumerate(row):
             one.axis('off')
             if number < len(maps):
-                draw_weights(one, image, maps[number].numpy())
+                draw_weights(one, image, maps[number].numpy(), seen.exchanges[i].name)
                 block = '' if number else f'{seen.exchanges[i].name}: '
                 one.set_title(f'{block}latent {number}', fontsize=8, loc='left')
     return figure
