@@ -65,6 +65,8 @@ bench: env  ## run the CPU benchmarks that take minutes, and write docs/speed.md
 	@$(PY) -m benchmarks.cpu --out $(RESULTS)/cpu.json
 	@$(PY) -m benchmarks.cpu rivals --out $(RESULTS)/cpu_rivals.json
 	@$(PY) -m benchmarks.cpu deterministic --out $(RESULTS)/cpu_deterministic.json
+	@$(PY) -m benchmarks.cpu half --out $(RESULTS)/cpu_half.json
+	@$(PY) -m benchmarks.input_pipeline --out $(RESULTS)/input_pipeline.json
 	@for case in s8 s4 rivals tokens; do \
 	  $(PY) -m benchmarks.bixt $$case --out $(RESULTS)/cpu_bixt_$$case.json || exit; done
 	@$(PY) -m benchmarks.plot

@@ -92,6 +92,9 @@ def test_other_commands(measure):
     assert record['difference'] < 1e-4
     assert record['peak_bytes_training'].keys() == {'published', 'ours'}
     assert [*measure('rivals')['seconds']['forward']] == [*cpu.RIVALS]
+    half = measure('half')['seconds']
+    assert [*half['forward']] == ['fused, float32', 'fused', 'sdpa', 'ConvNeXt-S']
+    assert len(half['training step']) == 4
     record = measure('compile')
     assert record['compile_seconds'].keys() == record['seconds'].keys()
     record = measure('export')
@@ -117,3 +120,16 @@ def test_too_little_memory(monkeypatch):
     monkeypatch.setattr(cpu, 'candidate', None)  # nothing large may start
     with pytest.raises(UserError, match=r'coco: the published formulation needs .* GiB are free'):
         cpu.main('', cpu.COMMANDS, 'coco')
+
+
+def test_input_pipeline(tmp_path, monkeypatch, capsys):
+    """Images a second of one core, config by config."""
+    pytest.importorskip('mmpretrain')
+    from benchmarks import input_pipeline
+
+    out = tmp_path / 'rates.json'
+    monkeypatch.setattr('sys.argv', ['input_pipeline', '--quick', '--out', str(out)])
+    input_pipeline.main()
+    rates = json.loads(out.read_text())['images_per_second']
+    assert [*rates] == [*input_pipeline.CONFIGS] and min(rates.values()) > 0
+    assert 'images a second' in capsys.readouterr().out

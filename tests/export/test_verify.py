@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmbiformer.errors import UserError
+from mmbiformer.export.graph import Exportable
 from mmbiformer.export.verify import NearestTie, check, compare
 
 NAN, INF = math.nan, math.inf
@@ -17,6 +18,7 @@ class Net(nn.Module):
     """Gives an image's mean and, as routing does, the second largest of three affinities."""
 
     backbone = SimpleNamespace(in_channels=3)
+    sample = Exportable.sample
 
     def __init__(self, gap):
         super().__init__()
@@ -37,6 +39,8 @@ class Net(nn.Module):
         ([0.0, 0.0], [0.0, 0.0], 0.0),
         ([0.0, 1e-9], [0.0, 0.0], INF),
         ([1.0], [1.0, 1.0], INF),
+        ([1, 2, 3, 4], [1, 2, 3, 9], 0.25),  # labels: the share that differs
+        ([], [], 0.0),
     ],
 )
 @pytest.mark.parametrize('first', [False, True])

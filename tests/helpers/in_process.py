@@ -21,6 +21,7 @@ def run_tool(name, *options, status=0, **environment):
     argv, found, printed = [str(path), *map(str, options)], 0, io.StringIO()
     with (
         mock.patch.object(sys, 'argv', argv),
+        mock.patch.object(sys, 'path', [str(path.parent), *sys.path]),  # as Python does
         mock.patch.dict(os.environ, environment),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),

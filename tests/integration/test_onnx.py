@@ -8,7 +8,7 @@ from mmengine.config import Config
 
 from mmbiformer.commands.runner import build_model
 from mmbiformer.shapes import ShapesSpec, make_shapes
-from tests.helpers.configs import ROOT, write_toy
+from tests.helpers.configs import write_toy
 from tests.helpers.in_process import NUMBERS, run_tool
 
 SLOW = pytest.mark.slow  # PyTorch's exporter takes half a minute
@@ -32,7 +32,7 @@ def figures(command, config, file, work):
 @pytest.mark.parametrize(
     'task', [pytest.param(task, marks=SLOW if i else ()) for i, task in enumerate(TASKS)]
 )
-def test_reaches_the_figures_of_the_model(task, tmp_path, monkeypatch):
+def test_reaches_the_figures_of_the_model(task, tmp_path):
     layout, evaluator = TASKS[task]
     size, objects = ((64, 64), (1, 1)) if layout == 'imagenet' else ((192, 160), (2, 4))
     spec = ShapesSpec(size=size, shape_size=(16, 50), objects=objects)
@@ -56,7 +56,6 @@ test_dataloader, test_evaluator = val_dataloader, val_evaluator
     out = tmp_path / 'model.onnx'
     shape = '--shape', size[1], size[0]
     run_tool('export_onnx', config, tmp_path / 'model.pth', '--out', out, *shape)
-    monkeypatch.syspath_prepend(ROOT / 'tools' / 'deployment')
     theirs = figures('test', config, tmp_path / 'model.pth', tmp_path / 'model')
     ours = figures('test_onnx', config, out, tmp_path / 'file')
     shared = {key for key in theirs if 'time' not in key}

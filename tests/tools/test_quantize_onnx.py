@@ -1,5 +1,6 @@
 """Static quantization of an exported file."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -32,9 +33,11 @@ def write_file(path):
     onnx.save(model, path)
 
 
-def test_quantized_file_runs_as_the_other(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools' / 'deployment')
-    from run_onnx import Model
+def test_quantized_file_runs_as_the_other(tmp_path):
+    spec = importlib.util.spec_from_file_location('run_onnx', ROOT / 'tools/deployment/run_onnx.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    Model = module.Model
 
     write_file(tmp_path / 'model.onnx')
     pictures = []
