@@ -250,7 +250,7 @@ def run_half(args: argparse.Namespace) -> None:
     """In bfloat16: fused attention beside PyTorch's, float32 and ConvNeXt-S."""
     import timm
 
-    x = image(args, 8, (224, 224)).to(memory_format=torch.channels_last)
+    x = torch.randn(1 if args.quick else 8, 3, 224, 224).to(memory_format=torch.channels_last)
     report = Report(args, batch=len(x), size=x.shape[2:], timm=version('timm'))
     print(f'BiFormer-S, batch {len(x)}, bfloat16, {args.threads} threads')
     nets = {

@@ -17,6 +17,7 @@ FILES = dict(
     debiformer='cpu_debiformer.json',
     coco='cpu_coco.json',
     rivals='cpu_rivals.json',
+    half='cpu_half.json',
     grids='cpu_grids.json',
     deterministic='cpu_deterministic.json',
     compile='cpu_compile.json',

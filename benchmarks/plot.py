@@ -153,6 +153,29 @@ timm {record['timm']}.
 """
 
 
+def half_section(results: Results, folder: Path) -> str:
+    """bfloat16 on a CPU, beside float32 and ConvNeXt-S."""
+    record = results.get('half')
+    if record is None:
+        return ''
+    names = dict(fused='fused attention', sdpa="PyTorch's attention")
+    rows = []
+    for step, times in record['seconds'].items():
+        for name, value in times.items():
+            kind, _, how = name.partition(', ')
+            how = how or 'bfloat16 weights'
+            rows.append([step, names.get(kind, kind), how, seconds(value)])
+    return f"""## In bfloat16
+
+BiFormer-S, {record['batch']} images of {record['size'][0]}x{record['size'][1]}, with the fused
+attention and with PyTorch's, beside ConvNeXt-S of timm {record['timm']}.
+
+{table(['', '', '', 'time'], *rows)}
+
+{facts('half', results)}
+"""
+
+
 def grids_section(results: Results, folder: Path) -> str:
     """The section on large images."""
     record = results.get('grids')
@@ -342,6 +365,7 @@ def within_budget(row: dict[str, Any]) -> bool:
 SECTIONS = (
     published_section,
     rivals_section,
+    half_section,
     grids_section,
     settings_section,
     export_section,
