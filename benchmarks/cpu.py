@@ -250,13 +250,16 @@ def run_half(args: argparse.Namespace) -> None:
     """In bfloat16: fused attention beside PyTorch's, float32 and ConvNeXt-S."""
     import timm
 
-    x = torch.randn(1 if args.quick else 8, 3, 224, 224).to(memory_format=torch.channels_last)
+    shape, rival = (8, 3, 224, 224), RIVALS['ConvNeXt-S']
+    if args.quick:
+        shape, rival = (1, 3, 64, 64), 'convnext_atto'
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
     report = Report(args, batch=len(x), size=x.shape[2:], timm=version('timm'))
     print(f'BiFormer-S, batch {len(x)}, bfloat16, {args.threads} threads')
     nets = {
         'fused': small(BiFormer, args, final_norm=True),
         'sdpa': small(BiFormer, args, final_norm=True, backend='sdpa'),
-        'ConvNeXt-S': timm.create_model(RIVALS['ConvNeXt-S'], num_classes=0),
+        'ConvNeXt-S': timm.create_model(rival, num_classes=0),
     }
     nets = {name: net.to(memory_format=torch.channels_last) for name, net in nets.items()}
     steps = {f'{name}, autocast': _autocast(training_step(net, x)) for name, net in nets.items()}
