@@ -1,4 +1,4 @@
-"""What the sections of docs/speed.md share."""
+"""Parts that the sections of docs/speed.md share."""
 
 from pathlib import Path
 from typing import Any

@@ -175,7 +175,7 @@ def draw_label(axes: plt.Axes, image: np.ndarray, sample: Any, predicted: bool) 
     axes.text(0.98, 0.02, text, color=colour, bbox=box, **style)
 
 
-# What the marks in a prediction mean.
+# Meanings of the marks in a prediction.
 LEGENDS = {draw_instances: ' (dashed: wrong, dotted: missed)', draw_map: ' (hatched: wrong)'}
 
 
@@ -249,7 +249,7 @@ DEMOS = {
 
 # DeBiFormer has BiFormer's widths, so that necks and heads fit. It routes to up to 49 regions.
 DEBIFORMER = {'model.backbone.type': 'mmbiformer.DeBiFormer', 'model.backbone.region_grid': 7}
-# What each backbone changes in the config. BiXT has configs of its own.
+# Changes of the config for each backbone. BiXT has configs of its own.
 BACKBONES = {
     'biformer_t': {},
     'debiformer_t': DEBIFORMER,

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from ..errors import UserError
 from ..export.graph import Exportable, trace
 from ..export.verify import Runner, check
-from ..export.whole import WholeModel, describe, trace_whole
+from ..export.whole import WholeModel, dataset_of_test, describe, resizing_steps, trace_whole
 from ..files import PARTIAL
 from ..models.base import Backbone
 from ..weights.fit import check_fit, load_whole_model
@@ -24,7 +24,7 @@ from .options import add_config_options, image_size, read_config
 from .runner import build_model
 
 DIVISOR = 32
-"""Of the sides of what detectors and segmentors see, in pixels."""
+"""Detectors and segmentors see images whose sides are multiples of so many pixels."""
 ODD_SIZE = 203, 321
 """Height and width in pixels at which a file for any size is checked."""
 
@@ -160,20 +160,27 @@ def _build(cfg: Config, checkpoint: str | None) -> tuple[nn.Module, Sequence[str
             f'{cfg.filename}: only backbones of mmbiformer are exported, and this one is of type '
             f'{type(backbone).__name__}'
         )
-    meta = {}
+    names: Sequence[str] = ()
     if checkpoint is not None:
         loaded = load_whole_model(checkpoint)
         check_fit(model, loaded, checkpoint)
-        weights, meta = loaded['state_dict'], loaded.get('meta', {})
+        weights = loaded['state_dict']
+        names = (loaded.get('meta', {}).get('dataset_meta') or {}).get('classes', ())
         # check_fit has found all that the model needs; a file may hold more.
         model.load_state_dict(
             {name.removeprefix('module.'): weights[name] for name in weights}, strict=False
         )
-    dataset = cfg.test_dataloader.dataset
-    known = [meta.get('dataset_meta'), dataset.get('metainfo')]
-    with DATASETS.switch_scope_and_registry(None) as registry:  # get() ignores the default scope
-        known.append(getattr(registry.get(dataset.type), 'METAINFO', None))
-    return model, next((each['classes'] for each in known if each and 'classes' in each), ())
+    return model, names or _class_names(dataset_of_test(cfg))
+
+
+def _class_names(dataset: Mapping[str, Any]) -> Sequence[str]:
+    """The names of classes that a data set's config gives, or its class; none for a wrapper."""
+    kind = dataset.get('type')
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:  # get() ignores the scope
+            kind = registry.get(kind)
+    known = dataset.get('metainfo'), getattr(kind, 'METAINFO', None)
+    return next((each['classes'] for each in known if each and 'classes' in each), ())
 
 
 def _check_classifier(model: nn.Module, cfg: Config, suffix: str) -> nn.Module:
@@ -194,10 +201,9 @@ def _canvas(cfg: Config, shape: list[int] | None) -> tuple[int, int]:
     """
     if cfg.get('default_scope') == 'mmpretrain':
         return image_size(cfg, shape)
-    steps = {step.type: step for step in cfg.test_dataloader.dataset.pipeline}
-    scale = steps.get('Resize', {}).get('scale')
-    if shape is None and scale is not None and cfg.get('default_scope') == 'mmdet':
-        shape = [scale[1], scale[0]]
+    scales = [step['scale'] for step in resizing_steps(cfg) if step['type'] == 'Resize']
+    if shape is None and scales and cfg.get('default_scope') == 'mmdet':
+        shape = [*reversed(scales[0])]
     height, width = (-(-side // DIVISOR) * DIVISOR for side in image_size(cfg, shape))
     return height, width
 

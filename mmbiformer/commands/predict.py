@@ -92,11 +92,11 @@ class Predictor:
         self.inferencer.model.dataset_meta.update(known)
 
     def options(self) -> dict[str, Any]:
-        """What the inferencer's ``visualize`` takes."""
+        """Options of the inferencer's ``visualize``."""
         return {}
 
     def content(self) -> Any:
-        """What the file of results holds."""
+        """The content of the file of results."""
         return self.records
 
     def name(self, label: int) -> str:

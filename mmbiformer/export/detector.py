@@ -56,6 +56,14 @@ class Detector(nn.Module):
                     f'the post-processing of {type(part).__module__}.{type(part).__name__} is not '
                     f'known; take {" or ".join(kinds)}, or export the feature maps by --backbone'
                 )
+        for head in (dense, *([] if roi_head is None else [roi_head.bbox_head])):
+            if not head.bbox_coder.clip_border:
+                raise UserError('boxes beyond the border are not exported; set clip_border=True')
+            if getattr(head.loss_cls, 'custom_cls_channels', False):
+                raise UserError(
+                    f'the scores of {type(head.loss_cls).__name__} are not exported; take '
+                    'CrossEntropyLoss or FocalLoss, or export the feature maps by --backbone'
+                )
         for each in settings:
             if each.nms.get('type', 'nms') != 'nms':
                 raise UserError(
@@ -182,11 +190,11 @@ def _decode(coder: Any, boxes: Tensor, deltas: Tensor, border: Tensor) -> Tensor
     half = 0.5 * size * scale.exp()
     middle = middle + shift
     decoded = torch.cat([middle - half, middle + half], -1)
-    return decoded.clamp(min=0).minimum(border) if coder.clip_border else decoded
+    return decoded.clamp(min=0).minimum(border)
 
 
 def _align(extractor: nn.Module, feats: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
-    """What the levels hold of each box, (P, C, h, w), from the level of its size."""
+    """Cut each box out of the level of its size: (P, 4) to (P, C, h, w)."""
     rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
     layers = extractor.roi_layers
     levels = extractor.map_roi_levels(rois, len(layers))

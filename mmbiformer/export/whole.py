@@ -144,25 +144,36 @@ def trace_whole(net: WholeModel) -> ExportedProgram:
 
 
 def describe(net: WholeModel, cfg: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """Say what a program needs to know to run a file, as JSON.
+    """Describe a file as JSON, for programs that run it.
 
     Args:
         net: What is exported.
         cfg: The whole config.
         classes: Names of the classes, by number.
     """
-    pipeline = cfg['test_dataloader']['dataset']['pipeline']
     facts = dict(
         task=net.task,
         input='uint8, RGB, (batch, height, width, 3)',
         canvas=net.canvas,
-        resize=[
-            {key: step[key] for key in ('type', *KEPT) if key in step}
-            for step in pipeline
-            if step['type'].rpartition('.')[2] in RESIZES
-        ],
+        resize=resizing_steps(cfg),
         classes=[*classes],
     )
     if 'masks' in net.output_names:
         facts['mask_threshold'] = net.model.test_cfg.rcnn.mask_thr_binary
     return json.dumps(facts)
+
+
+def dataset_of_test(cfg: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the test data; empty if there is none."""
+    return (cfg.get('test_dataloader') or {}).get('dataset') or {}
+
+
+def resizing_steps(cfg: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The steps of the test pipeline that change an image's size, with their names as ``type``."""
+    found = []
+    for step in dataset_of_test(cfg).get('pipeline') or ():
+        kind = step['type']
+        name = (kind if isinstance(kind, str) else kind.__name__).rpartition('.')[2]
+        if name in RESIZES:
+            found.append(dict(type=name, **{key: step[key] for key in KEPT if key in step}))
+    return found

@@ -42,7 +42,7 @@ ARCHS: dict[str, dict[str, Any]] = {
 }
 ARCH_DEFAULTS = dict(depth=12, num_latents=64, stride=16, tokenizer='patch', layer_scale=None)
 
-# What the last block's tokens tell the latents, which no map reads.
+# The last block's latents come out of these modules; no map reads them.
 LAST_LATENTS = re.compile(r'refine\.|cross\.(?:attn\.proj|ls[12]|norm2|mlp)_latents\.')
 
 # The authors' names, and ours.

@@ -46,7 +46,7 @@ class Box(NamedTuple):
             x: Maps of a batch, of the box's grid or a finer one.
             first: Dimension of the rows; that of the columns follows.
         """
-        # Of a map whose size is rounded up, the last token stands for fewer pixels.
+        # The last token of a map whose size is rounded up stands for fewer pixels.
         rows, columns = (-(-x.shape[first + i] // self.grid[i]) for i in (0, 1))
         place = [slice(None)] * x.ndim
         place[first] = slice(self.top * rows, self.bottom * rows)

@@ -1,4 +1,4 @@
-"""What a model looks at: recorded while it runs, and drawn."""
+"""Routes, attention, agents and latents: recorded while a model runs, and drawn."""
 
 from .record import LatentBlock, Record, RoutedBlock, record
 

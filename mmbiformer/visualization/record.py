@@ -75,7 +75,7 @@ class RoutedBlock:
 
     @property
     def affinity(self) -> Tensor:
-        """Of all query and key regions, (B, Rq, Rk): the products of their means."""
+        """Products of the means of all query and key regions, (B, Rq, Rk)."""
         query = region_means(self.query, self.region_size)
         return query @ region_means(self.key, self.key_region_size).mT
 
@@ -150,7 +150,7 @@ class LatentBlock:
 
 @dataclass
 class Record:
-    """What a model did, in the order of its calls.
+    """The attentions of a model, in the order of their calls.
 
     Attributes:
         routed: Bi-level routing attentions.

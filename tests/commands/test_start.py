@@ -1,4 +1,4 @@
-"""What a training says at its start."""
+"""Messages at the start of a training."""
 
 import pytest
 

@@ -15,7 +15,7 @@ QUADRATIC = dict(type='mmdet.QuadraticWarmupLR', by_epoch=True, end=5)
 
 
 def warnings(schedulers, epochs, iters):
-    """What the hook says of a training of so many epochs and iterations."""
+    """The hook's message about a training of so many epochs and iterations."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     default = dict(optimizer=optimizer, epoch_length=iters // epochs)
     with DefaultScope.overwrite_default_scope('mmengine'):

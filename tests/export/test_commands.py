@@ -98,6 +98,24 @@ def test_names_of_classes(name, first, tmp_path):
     assert export._build(config, None)[1][0] == first
 
 
+def test_config_without_test_data(tmp_path):
+    """Its backbone is exported all the same."""
+    config = Config.fromfile(toy_config(tmp_path))
+    config.pop('test_dataloader')
+    model, names = export._build(config, None)
+    assert isinstance(model.backbone, BiFormer) and names == ()
+
+
+def test_new_style_pipeline(tmp_path):
+    """Classes as types, in a data set that is wrapped or not."""
+    config = Config.fromfile(toy_config(tmp_path, 'configs/maskrcnn_biformer_t_coco.py'))
+    for step in config.test_dataloader.dataset.pipeline:
+        step.type = type(step.type, (), {})
+    assert export._canvas(config, None) == (800, 1344)
+    config.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[])
+    assert export._canvas(config, None) == (800, 1280)
+
+
 REFUSED = {
     'segmentor': (
         'configs/sfpn_biformer_t_ade20k.py', ['--out', 'a.onnx', '--normalized'],

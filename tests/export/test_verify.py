@@ -78,3 +78,13 @@ def test_near_ties_are_passed_over():
     )
     with pytest.raises(UserError, match='differs'):  # one image must agree everywhere
         check(tie, lambda images: [x + 1 for x in tie(images)], (6, 9))
+
+
+def test_nothing_found_is_said():
+    """A detector may find nothing in random images, which proves little."""
+
+    class Blind(Net):
+        def forward(self, images):
+            return images.new_zeros(0, 4), images.new_zeros(0)
+
+    assert 'both find nothing there' in check(Blind(1.0), Blind(1.0), (6, 9))

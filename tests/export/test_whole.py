@@ -1,6 +1,7 @@
 """Whole models: normalization, network and post-processing in one graph, as the hosts have them."""
 
 import copy
+import importlib.util
 import json
 
 import numpy as np
@@ -22,7 +23,7 @@ from mmbiformer.commands.runner import build_model
 from mmbiformer.errors import UserError
 from mmbiformer.export.onnx import write_onnx
 from mmbiformer.export.whole import WholeModel, describe, trace_whole
-from tests.helpers.configs import TOY, load
+from tests.helpers.configs import ROOT, TOY, load
 
 SLOW = pytest.mark.slow  # PyTorch's exporter takes half a minute
 CANVAS = 96, 128
@@ -72,7 +73,7 @@ def picture(height, width, seed=0):
 
 
 def predict(name, model, images):
-    """What the host predicts; its loaders give BGR."""
+    """The host's prediction; its loaders give BGR."""
     init_default_scope(load(MODELS[name][0]).default_scope)
     sample = MODELS[name][1]()
     size = tuple(images.shape[1:3])
@@ -113,9 +114,21 @@ def test_predicts_as_the_host(name):
     outputs = net(images)
     assert_as_host(name, outputs, sample)
     if name == 'maskrcnn':
-        threshold, masks = net.model.test_cfg.rcnn.mask_thr_binary, outputs[3]
-        assert masks.shape == (len(outputs[0]), 28, 28)
-        assert 0 < (masks > threshold).float().mean() < 1
+        theirs, (boxes, _, labels, masks) = sample.pred_instances, outputs
+        assert masks.shape == (len(boxes), 28, 28)
+        pasted = run_onnx().paste(masks.numpy(), boxes.numpy(), *CANVAS, 0.5)
+        same = (labels == theirs.labels) & (boxes - theirs.bboxes).abs().amax(1).lt(1e-3)
+        assert same.sum() > 5 and pasted[same].any()
+        assert (torch.from_numpy(pasted)[same] != theirs.masks[same]).float().mean() < 1e-3
+
+
+def run_onnx():
+    """The runner of exported files, which is a script."""
+    path = ROOT / 'tools' / 'deployment' / 'run_onnx.py'
+    spec = importlib.util.spec_from_file_location('run_onnx', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize('name', ['maskrcnn', 'sfpn'])
@@ -221,6 +234,11 @@ def test_no_box(exported):
             r'post-processing of .*ATSSHead is not',
         ),
         ('retinanet', dict(test_cfg=dict(nms=dict(type='soft_nms'))), "type 'soft_nms' is not"),
+        (
+            'retinanet',
+            dict(bbox_head=dict(bbox_coder=dict(clip_border=False))),
+            'clip_border=True',
+        ),
         ('sfpn', dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(32, 32))), 'windows'),
     ],
 )
@@ -228,7 +246,7 @@ def test_refused(name, change, message):
     cfg = copy.deepcopy(load(MODELS[name][0]))
     cfg.model.backbone.arch = {key: x for key, x in TOY.items() if key != '_delete_'}
     cfg.merge_from_dict(dict(model=change))
-    if 'bbox_head' in change:
+    if 'ATSSHead' in message:
         for key in ('loss_bbox', 'bbox_coder', 'anchor_generator'):
             cfg.model.bbox_head.pop(key, None)
         cfg.model.bbox_head.anchor_generator = dict(

@@ -64,7 +64,7 @@ def test_any_size(kind, stride):
 
 @STRIDES
 def test_convolutions(stride):
-    """Of stride 2, each twice as wide as the one before, without biases, GELU between."""
+    """Each halves the map, and is twice as wide as the one before; GELU between, no biases."""
     proj = Tokenizer(3, 64, stride, 'conv').proj
     widths = [64 >> i for i in reversed(range(int(math.log2(stride))))]
     kinds = [torch.nn.Sequential, torch.nn.GELU] * len(widths)

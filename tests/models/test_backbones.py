@@ -1,4 +1,4 @@
-"""What every family promises to the host libraries, above all those with stages."""
+"""Promises of every family to the host libraries, above all of those with stages."""
 
 import subprocess
 import sys

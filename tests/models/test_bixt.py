@@ -86,7 +86,7 @@ def test_archs(arch, latents, dim, depth, stride, params, macs):
 @pytest.mark.parametrize('stride', [4, 8, 16])
 @torch.no_grad()
 def test_outputs(tokenizer, stride):
-    """Of images of any size; maps are rounded up, contiguous, and the tokens after a block."""
+    """Maps of images of any size are rounded up, contiguous, and the tokens after a block."""
     kwargs = dict(tokenizer=tokenizer, stride=stride)
     net = net_of(out_type='featmap', out_indices=(0, -1), **kwargs).eval()
     assert net.out_indices == (0, 2)

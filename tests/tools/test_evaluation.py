@@ -12,7 +12,7 @@ from tests.helpers.configs import write_toy, write_toy_maskrcnn
 from tests.helpers.in_process import NUMBERS, run_tool, train
 from tests.helpers.toy_training import config_text
 
-# Of each host: a recipe, the layout of its data, and what is changed for a few small images.
+# For each host: a recipe, the layout of its data, and what is changed for a few small images.
 EVALUATED = {
     'mmpretrain': (
         'biformer_t_in1k',

@@ -145,7 +145,7 @@ def plan(args: argparse.Namespace, cfg: Config) -> list[tuple[str, int]]:
 
 
 def read_results(path: Path, header: dict[str, Any]) -> Results:
-    """What an earlier run has found.
+    """Read the results of an earlier run.
 
     Raises:
         UserError: If that was of another model, or of other images.

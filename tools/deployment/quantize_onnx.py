@@ -18,7 +18,7 @@ from PIL import Image
 from run_onnx import Model
 
 QUANTIZED = ['Conv', 'Gemm', 'MatMul']
-"""Of these, ``MatMul`` only where one side is a weight."""
+"""``MatMul`` only where one side is a weight."""
 
 
 class Images(CalibrationDataReader):

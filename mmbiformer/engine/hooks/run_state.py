@@ -1,4 +1,4 @@
-"""What a run knows beside the weights, optimizer and schedules that MMEngine saves."""
+"""The state of a run beside the weights, optimizer and schedules that MMEngine saves."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 LEARNT = 'wait_count', 'best_score'
-"""What an EarlyStoppingHook learns."""
+"""Attributes that an EarlyStoppingHook learns."""
 CHOSEN = 'monitor', 'rule', 'min_delta', 'patience', 'stopping_threshold'
-"""What decides when it stops the training."""
+"""Arguments that decide when it stops the training."""
 
 
 def broadcast_buffers(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What timm's models have in common, around a backbone of ours."""
+"""The common base of our models in timm: a backbone and a classifier."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
