@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from run_onnx import Model, nearest, paste
+from torch import nn
 
 from mmbiformer.commands.faults import run_command
 from mmbiformer.commands.options import add_run_options, load_config
@@ -19,7 +19,7 @@ from mmbiformer.commands.preflight import check_data
 from mmbiformer.commands.runner import build_runner
 
 
-class OnnxModel(BaseModel):
+class OnnxModel(nn.Module):
     """An exported file in the place of a host's model: batches in, samples with predictions out.
 
     Args:
@@ -29,10 +29,6 @@ class OnnxModel(BaseModel):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.file = Model(path)
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        """Not called: the Runner calls :meth:`test_step`."""
-        raise NotImplementedError
 
     def test_step(self, data: dict[str, Any]) -> list[Any]:
         """Predict.
